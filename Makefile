@@ -1,0 +1,73 @@
+# Two commands matter: `make demo` shows what mhe does, `make test` proves it.
+# Each sets up what it needs, in $(VENV), with nothing but Python 3.11 or newer, make and a package index.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+# A CPU build where the index has one; choose another with `make demo TORCH=torch==2.12.0`.
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+DEMO := build/demo
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check bench docs format boards tiny-models clean
+
+help:
+	@echo "make demo         evaluate and tune the embedded models on the embedded tasks, and show the leaderboard"
+	@echo "make test         set up and run all tests (real data where MHE_TEST_DATA names its folder)"
+	@echo "make check        ruff, mypy --strict, generated docs and boards up to date"
+	@echo "make bench        speed, against a peer or a bare loop in the same run"
+	@echo "make docs         write the generated docs"
+	@echo "make boards       make the runs of the published boards again (needs MHE_TEST_DATA)"
+	@echo "make tiny-models  train the embedded models from their seeds"
+	@echo "make clean        remove what make made, environments included"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "mhe needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and alone: asked for later, it would be replaced by the newest build with its CUDA packages.
+$(VENV)/.torch: $(BIN)/python
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	@PATH="$(abspath $(BIN)):$$PATH" sh tests/demo.sh $(DEMO)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mhe.cli.reference --check
+	$(BIN)/mhe board check
+
+bench: $(VENV)/.test
+	$(BIN)/python tests/benchmarks/run.py
+
+docs: $(VENV)/.test
+	$(BIN)/python -m mhe.cli.reference
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+boards: $(VENV)/.test
+	@PATH="$(abspath $(BIN)):$$PATH" sh leaderboards/make.sh
+
+tiny-models: $(VENV)/.test
+	$(BIN)/python -m mhe_tiny.train tiny-llava --out plugins/mhe_tiny/models/tiny-llava
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,204 @@
+"""The part of a board's page that is about one task: the table, its legend, the front, what papers report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mhe.boards.markdown import DASH, code, escaped, fixed, plain_line, short_number, table
+from mhe.boards.pareto import Panel, Point, drawing, front_of
+from mhe.boards.results import COSTS, score_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mhe.boards.results import Cell, Row
+    from mhe.documents.board import BoardSpec, BoardTask, ReportedRow
+
+FRONT_COSTS = ("bytes", "parameters", "latency p50")
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Lines of the page, and files beside it by name."""
+
+    lines: tuple[str, ...]
+    files: Mapping[str, str]
+
+
+def task_section(spec: BoardSpec, task: BoardTask, rows: Sequence[Row]) -> Section:
+    """Everything the page says about one task."""
+    title = f"{code(task.task)} {escaped(task.title)}".strip()
+    lines = [f"## {title}", ""]
+    if task.phantom:
+        lines += ["> **PHANTOM images, drawn by a program. These scores say nothing of medicine.**", ""]
+    files: dict[str, str] = {}
+    if rows:
+        directions = _directions(task, rows)
+        panels = _panels(task, rows, higher=directions[task.primary])
+        lines += [*_table(spec, task, rows, panels, directions), "", *_legend(task, rows), ""]
+        if panels:
+            name = f"pareto-{task.name}.svg"
+            names = [row.entrant.name for row in rows]
+            files[name] = drawing(f"{task.task}: {task.primary} against cost", task.primary, panels, names)
+            lines += _front_lines(task, name, panels, rows)
+    else:
+        lines += ["No entry yet.", ""]
+    if task.notes:
+        lines += [*[f"- ⚠ {escaped(note)}" for note in task.notes], ""]
+    reported = [row for row in spec.reported if row.task in {task.task, task.name}]
+    return Section((*lines, *(_reported_lines(task, reported) if reported else [])), files)
+
+
+def _directions(task: BoardTask, rows: Sequence[Row]) -> dict[str, bool]:
+    """Whether more is better, for each shown value."""
+    found = {}
+    for value in task.metrics:
+        scores = (score_of(entry, task, value) for row in rows for entry in row.entries)
+        found[value] = next((score.higher_is_better for score in scores if score is not None), True)
+    return found
+
+
+def _table(
+    spec: BoardSpec, task: BoardTask, rows: Sequence[Row], panels: Sequence[Panel], directions: Mapping[str, bool]
+) -> list[str]:
+    values = [
+        f"{'**' if name == task.primary else ''}{escaped(name)}{'**' if name == task.primary else ''} "
+        f"{'↑' if directions[name] else '↓'}"
+        for name in task.metrics
+    ]
+    head = ["Rank", "Entrant", "Seeds", *values, *COSTS, "Front"]
+    cells = []
+    for row in rows:
+        fronts = [panel.cost for panel in panels if row.entrant.name in panel.front]
+        cells.append(
+            [
+                str(row.place) if row.place is not None else DASH,
+                _name(row),
+                f"{len(row.entries)} of {len(spec.seeds)}",
+                *[_value(row.cells[name], is_primary=name == task.primary) for name in task.metrics],
+                *[short_number(row.costs[cost].value, cost) for cost in COSTS],
+                ", ".join(fronts) or DASH,
+            ]
+        )
+    return table(head, cells, [True, False, True, *[True] * len(values), *[True] * len(COSTS), False])
+
+
+def _name(row: Row) -> str:
+    name = f"**{row.entrant.name}**"
+    if row.entrant.kind == "baseline":
+        name = f"*{row.entrant.name} (baseline)*"
+    marks = [] if all(entry.record.model.verified for entry in row.entries) else ["weights unverified"]
+    if any(entry.record.responses_from != "backend" for entry in row.entries):
+        marks.append("predictions made elsewhere")
+    text = f"{name} ({', '.join(marks)})" if marks else name
+    return f"{text}: {escaped(row.entrant.summary, 160)}" if row.entrant.summary.strip() else text
+
+
+def _value(cell: Cell, *, is_primary: bool) -> str:
+    if cell.value is None:
+        return DASH
+    text = fixed(cell.value)
+    text = f"**{text}**" if is_primary else text
+    if cell.std is not None:
+        text += f" ± {fixed(cell.std)}"
+    if cell.low is not None and cell.high is not None:
+        text += f" ({fixed(cell.low)} to {fixed(cell.high)})"
+    return text
+
+
+def _legend(task: BoardTask, rows: Sequence[Row]) -> list[str]:
+    """How to read the table, and the reason of every empty cell."""
+    lines = [
+        f"Ranked by {code(task.primary)}; entrants that a paired randomisation test (5 %, Holm) cannot tell from the "
+        "best of their group share a rank. In brackets: 95 % bootstrap interval; ±: standard deviation over seeds.",
+        "Peak memory is the device's where it has its own, else the host's.",
+    ]
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault("; ".join(row.devices), []).append(row.entrant.name)
+    lines.append(f"Measured on: {'; '.join(f'{escaped(d)} ({_listed(n, rows)})' for d, n in sorted(groups.items()))}.")
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for name, cell in [*row.cells.items(), *row.costs.items()]:
+            if cell.value is None:
+                reasons.setdefault((name, plain_line(cell.reason or "not known")), []).append(row.entrant.name)
+    lines += [
+        f"- {DASH} {escaped(name)}, {_listed(names, rows)}: {escaped(reason)}"
+        for (name, reason), names in sorted(reasons.items())
+    ]
+    first = [f"{line}  " if index < 2 else line for index, line in enumerate(lines[:3])]
+    return [*first, *([""] if len(lines) > 3 else []), *lines[3:]]
+
+
+def _listed(names: Sequence[str], rows: Sequence[Row]) -> str:
+    return "all" if len(names) == len(rows) > 1 else ", ".join(names)
+
+
+# ------------------------------------------------------------ the front
+
+
+def _panels(task: BoardTask, rows: Sequence[Row], *, higher: bool) -> list[Panel]:
+    found = []
+    for cost in FRONT_COSTS:
+        if cost == "latency p50" and _latency_problem(rows):
+            continue
+        points = []
+        for row in rows:
+            spent, quality = row.costs[cost].value, row.cells[task.primary].value
+            if spent is not None and quality is not None:
+                points.append(Point(row.entrant.name, spent, quality))
+        if points:
+            found.append(Panel(cost, tuple(points), front_of(points, higher_is_better=higher)))
+    return found
+
+
+def _latency_problem(rows: Sequence[Row]) -> str | None:
+    """Seconds of different devices or batch sizes say nothing of models."""
+    devices = {device for row in rows if row.costs["latency p50"].value is not None for device in row.devices}
+    if len(devices) > 1:
+        return "No front by latency: it was measured on different devices or batch sizes."
+    return None
+
+
+def _front_lines(task: BoardTask, file: str, panels: Sequence[Panel], rows: Sequence[Row]) -> list[str]:
+    lines = [f"![{escaped(task.primary)} of {task.name} against cost; the same in words below]({file})", ""]
+    lines += ["On the Pareto front (no other entrant is at least as good and as cheap, and better in one):", ""]
+    quality = {row.entrant.name: row.cells[task.primary].value or 0.0 for row in rows}
+    for panel in panels:
+        spent = {point.name: point.cost for point in panel.points}
+        steps = [f"{name} ({short_number(spent[name], panel.cost)}, {fixed(quality[name])})" for name in panel.front]
+        lines.append(f"- by {panel.cost}: {', '.join(steps)}")
+    problem = _latency_problem(rows)
+    return [*lines, *([f"- {problem}"] if problem else []), ""]
+
+
+# ------------------------------------------------------------ what papers report
+
+
+def _reported_lines(task: BoardTask, reported: Sequence[ReportedRow]) -> list[str]:
+    """Quoted rows: in a table of their own, in the order of board.yaml, without ranks."""
+    names = list(dict.fromkeys(name for row in reported for name in row.values))
+    # The board's own values first, in its order; sorting keeps the paper's order for the others.
+    names.sort(key=lambda name: task.metrics.index(name) if name in task.metrics else len(task.metrics))
+    cells = [
+        [
+            escaped(row.name),
+            *[fixed(row.values[name]) if name in row.values else DASH for name in names],
+            escaped(row.source),
+            escaped(row.notes) or DASH,
+        ]
+        for row in reported
+    ]
+    return [
+        "### Reported in papers, not measured here",
+        "",
+        "Quoted as printed. Data, prompts and scoring may differ: these rows are not ranked with the measured ones.",
+        "",
+        *table(
+            ["Model", *[escaped(name) for name in names], "Source", "Notes"],
+            cells,
+            [False, *[True] * len(names), False, False],
+        ),
+        "",
+    ]

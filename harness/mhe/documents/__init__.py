@@ -1,0 +1,1 @@
+"""What is written to disk: pydantic documents, each with a schema version and migrations from every past one."""

@@ -1,0 +1,73 @@
+"""What every document on disk has in common: strict keys, a version, and migrations from every past one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mhe.documents.migrations import migrate
+from mhe.errors import DocumentError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Part(BaseModel):
+    """A nested part of a document, or the options of a plugin: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+class Document(Part):
+    """A file on disk. `schema_version` is the one this code writes; older ones are migrated on reading."""
+
+    current_version: ClassVar[int] = 1
+
+    schema_version: int = 1
+
+    @classmethod
+    def from_data(cls, data: object, place: str) -> Self:
+        """Validate parsed JSON or YAML; raises `DocumentError` with all problems at once."""
+        if not isinstance(data, dict):
+            raise DocumentError(place, [f"expected a mapping at the top, found {type(data).__name__}"])
+        data = migrate(cls.__name__, data, cls.current_version, place)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise DocumentError(place, problems_of(error)) from None
+
+    @classmethod
+    def from_json(cls, path: Path) -> Self:
+        """Read and validate a JSON file."""
+        import json
+
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DocumentError(str(path), [f"cannot be read as JSON: {error}"]) from None
+        return cls.from_data(data, str(path))
+
+    def to_json(self) -> str:
+        """The document as it is written: sorted by declaration, two blanks, a final newline."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def problems_of(error: ValidationError) -> list[str]:
+    """One line a problem: where, what, and the value found."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "(top)"
+        if item["type"] == "missing":
+            lines.append(f"{where}: required, and missing")
+        elif item["type"] == "extra_forbidden":
+            lines.append(f"{where}: no such key")
+        else:
+            lines.append(f"{where}: {item['msg']} (found {shortened(item['input'])})")
+    return lines
+
+
+def shortened(value: object, width: int = 60) -> str:
+    """`repr` of a value, cut to a line."""
+    text = repr(value)
+    return text if len(text) <= width else text[: width - 1] + "…"

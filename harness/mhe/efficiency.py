@@ -1,0 +1,92 @@
+"""What a run cost: seconds by phase, rates, latency, memory. Null with a reason, never a guess."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from mhe.documents.run import Efficiency
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mhe.values import BackendDescription, Response
+
+RESUMED = "the run was resumed; its parts ran in different processes"
+NOT_TOLD = "the backend does not tell"
+
+
+def peak_host_bytes() -> int:
+    """The most memory this process has held, in bytes."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """Nearest-rank percentile; None of nothing."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1))]
+
+
+def measure_efficiency(
+    responses: Sequence[Response],
+    description: BackendDescription,
+    usage: Mapping[str, float],
+    *,
+    uninterrupted: bool,
+    generate_seconds: float,
+    score_seconds: float,
+) -> Efficiency:
+    """The cost of a run from its responses, the backend's own figures and the clock around it.
+
+    `generate_seconds` is wall time from the first request to the last response, preprocessing included.
+    """
+    reasons: dict[str, str] = {}
+
+    def known(name: str, value: float | None, reason: str) -> float | None:
+        if value is None:
+            reasons[name] = reason
+        return value
+
+    def rate(name: str, amount: int | None) -> float | None:
+        if not uninterrupted:
+            return known(name, None, RESUMED)
+        if amount is None:
+            return known(name, None, NOT_TOLD)
+        return known(name, amount / generate_seconds if generate_seconds > 0 else None, "no time was measured")
+
+    def total(values: Sequence[int | None]) -> int | None:
+        numbers = [value for value in values if value is not None]
+        return sum(numbers) if numbers else None
+
+    answered = [response for response in responses if response.error is None]
+    latencies = [r.seconds for r in answered if r.seconds is not None]
+    firsts = [r.first_token_seconds for r in answered if r.first_token_seconds is not None]
+    batch = usage.get("batch_size")
+    return Efficiency(
+        device=description.device,
+        batch_size=int(batch) if batch is not None else None,
+        uninterrupted=uninterrupted,
+        load_seconds=known("load_seconds", usage.get("load_seconds"), NOT_TOLD),
+        preprocess_seconds=known("preprocess_seconds", usage.get("preprocess_seconds"), NOT_TOLD),
+        generate_seconds=known("generate_seconds", generate_seconds if uninterrupted else None, RESUMED),
+        score_seconds=score_seconds,
+        samples_per_second=rate("samples_per_second", len(answered)),
+        prompt_tokens_per_second=rate("prompt_tokens_per_second", total([r.prompt_tokens for r in answered])),
+        generated_tokens_per_second=rate("generated_tokens_per_second", total([r.generated_tokens for r in answered])),
+        latency_p50=known("latency_p50", percentile(latencies, 0.5), NOT_TOLD),
+        latency_p95=known("latency_p95", percentile(latencies, 0.95), NOT_TOLD),
+        first_token_p50=known("first_token_p50", percentile(firsts, 0.5), NOT_TOLD),
+        peak_host_bytes=peak_host_bytes(),
+        peak_device_bytes=_whole(known("peak_device_bytes", usage.get("peak_device_bytes"), "no device memory in use")),
+        energy_joules=known("energy_joules", usage.get("energy_joules"), NOT_TOLD),
+        reasons=reasons,
+    )
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)

@@ -1,0 +1,79 @@
+"""From what a user types after `--model` to a model specification.
+
+In this order: a registered name, a checkpoint `NAME[@SEED]` made by `mhe tune`, a folder, `org/name[@revision]`
+on the hub.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mhe.checkpoints import find_checkpoint, list_checkpoints
+from mhe.documents.model import ModelSpec
+from mhe.errors import ModelUnusableError, UnknownNameError, UserError
+
+if TYPE_CHECKING:
+    from mhe.catalog import Catalog
+
+DEFAULT_BACKEND = "hf"
+PACKAGE_PREFIX = "package:"
+HUB_ID = re.compile(r"^(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?$")
+
+
+def resolve_model(
+    name: str, catalog: Catalog, *, backend: str | None = None, checkpoints_dir: Path | None = None
+) -> ModelSpec:
+    """The specification behind a name, its local folder resolved, its backend replaced where one is asked for.
+
+    Raises `UnknownNameError`, or `UserError` where a registered name and a checkpoint are the same.
+    """
+    spec = _find(name, catalog, checkpoints_dir)
+    if backend is not None:
+        catalog.backend(backend)
+        spec = spec.model_copy(update={"backend": backend})
+    return spec.model_copy(update={"location": resolve_location(spec.location)})
+
+
+def _find(name: str, catalog: Catalog, checkpoints_dir: Path | None) -> ModelSpec:
+    checkpoint = find_checkpoint(name, checkpoints_dir)
+    if name in catalog.models:
+        if checkpoint is not None:
+            raise UserError(
+                f"{name!r} is both a registered model and a checkpoint; evaluate the checkpoint as {name}@0, "
+                "or rename its folder."
+            )
+        return catalog.models[name]
+    if checkpoint is not None:
+        return checkpoint
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return ModelSpec(name=folder.resolve().name, backend=DEFAULT_BACKEND, location=str(folder.resolve()))
+    if name in catalog.pipelines:
+        raise UserError(f"{name!r} is a pipeline that has not been run yet: mhe tune {name}")
+    if name.startswith((".", "/", "~")):
+        raise ModelUnusableError(f"{name}: no such folder.")
+    if match := HUB_ID.match(name):
+        return ModelSpec(
+            name=match["id"], backend=DEFAULT_BACKEND, location=match["id"], revision=match["revision"]
+        )
+    known = [*catalog.models, *list_checkpoints(checkpoints_dir)]
+    raise UnknownNameError(
+        "model", name, known, hint="A folder, or org/name[@revision] on the hub, can be given as well."
+    )
+
+
+def resolve_location(location: str) -> str:
+    """A `package:module/path` location as the folder inside the installed package; others as they are."""
+    if not location.startswith(PACKAGE_PREFIX):
+        return location
+    import importlib.util
+
+    module, _, inside = location.removeprefix(PACKAGE_PREFIX).partition("/")
+    found = importlib.util.find_spec(module)
+    roots = list(found.submodule_search_locations or []) if found else []
+    for root in roots:
+        if (Path(root) / inside).is_dir():
+            return str(Path(root) / inside)
+    raise ModelUnusableError(f"{location}: the package {module} holds no folder {inside!r}; install mhe again.")

@@ -1,0 +1,392 @@
+"""Steps: the one mechanism below `mhe tune` and pipelines of several steps.
+
+A step is a recipe applied to a model, and leaves a checkpoint. It is known by the digest of everything it depends
+on: recipe, version and options, the parent's and the other inputs' fingerprints, every training prompt, image and
+answer, and the seed. An equal digest whose checkpoint is finished is not run again, under whatever name it was made;
+an interrupted one continues in its work folder, `CHECKPOINTS/.work/<digest>/`, which one process at a time may hold.
+A pipeline calls `run_step` for each of its steps, with the model of the one before.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import ValidationError
+
+from mhe.checkpoints import (
+    WORK_FOLDER,
+    adopt_checkpoint,
+    changed_files,
+    checkpoint_folder,
+    checkpoints_dir,
+    find_step,
+    model_of,
+    read_checkpoint,
+    remove_work,
+    write_checkpoint,
+)
+from mhe.digests import cache_dir, digest_of
+from mhe.documents.base import problems_of
+from mhe.documents.checkpoint import Checkpoint, ModuleShare, TrainingCost, TrainingData
+from mhe.documents.model import Lineage
+from mhe.environment import describe_code, describe_environment
+from mhe.errors import BusyError, DocumentError, StorageError, UserError
+from mhe.protocols import BackendContext, InputModel, RecipeJob
+from mhe.run_folder import locked, write_atomically
+from mhe.training_data import TrainingSet, load_training_set
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import BaseModel
+
+    from mhe.catalog import Catalog
+    from mhe.documents.model import ModelSpec
+    from mhe.documents.pipeline import TrainingChoice
+    from mhe.protocols import Recipe, RecipeFactory, RecipeResult
+    from mhe.values import Sample
+
+DIGEST_LENGTH = 16
+JOB_FOLDER = "job"
+
+Report = Callable[[str, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One application of a recipe."""
+
+    name: str
+    """Of the checkpoint; with `seed` it is its address."""
+    recipe: str
+    base: ModelSpec
+    """Resolved."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """The recipe's options as given."""
+    inputs: Mapping[str, ModelSpec] = field(default_factory=dict)
+    """Further models by role, such as `teacher`."""
+    data: tuple[TrainingChoice, ...] = ()
+    """Empty for recipes that need none."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlace:
+    """Where and how steps run; nothing here changes a result."""
+
+    directory: Path | None = None
+    """Of checkpoints; see `checkpoints_dir`."""
+    data_dir: Path | None = None
+    offline: bool = False
+    replace: bool = False
+    command: str = ""
+    report: Report = lambda phase, numbers: None
+    say: Callable[[str], None] = lambda text: None
+    """Sentences for the person: what is reused, what continues."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """A step with everything read and fingerprinted, before any training."""
+
+    step: Step
+    recipe: Recipe
+    options: BaseModel
+    base: InputModel
+    inputs: Mapping[str, InputModel]
+    data: TrainingSet | None
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What came of a step."""
+
+    status: Literal["trained", "reused", "linked"]
+    """`reused`: was finished already; `linked`: an equal step was finished under another name."""
+    checkpoint: Checkpoint
+    folder: Path
+    model: ModelSpec
+    """To evaluate, or to start the next step from."""
+
+
+# ---------------------------------------------------------------- planning
+
+
+def plan_step(catalog: Catalog, step: Step, place: StepPlace) -> StepPlan:
+    """Validate the options, read and guard the data, fingerprint the models, and digest it all.
+
+    Raises `DocumentError` (all options at once), and what `load_training_set` and the backends' `describe` raise.
+    """
+    factory = catalog.recipe(step.recipe)
+    options = validate_options(step.recipe, factory, step.settings)
+    recipe = factory(options)
+    base = _input_model(catalog, step.base, place)
+    inputs = {role: _input_model(catalog, spec, place) for role, spec in step.inputs.items()}
+    data = None
+    if step.data:
+        data = load_training_set(
+            catalog, step.data, seed=step.seed, data_dir=place.data_dir, offline=place.offline
+        )
+    digest = digest_of(
+        {
+            "recipe": [recipe.name, recipe.version],
+            "options": _binding_options(options),
+            "base": [base.fingerprint, base.spec.backend, base.spec.options],
+            "inputs": {role: [model.fingerprint, model.spec.options] for role, model in inputs.items()},
+            "data": data.digest if data else None,
+            "seed": step.seed,
+        }
+    )
+    return StepPlan(step, recipe, options, base, inputs, data, digest)
+
+
+def validate_options(name: str, factory: RecipeFactory, settings: Mapping[str, object]) -> BaseModel:
+    """The recipe's options. Raises `DocumentError` with every problem, and suggestions for unknown keys."""
+    known = list(factory.Options.model_fields)
+    problems = []
+    for key in settings:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            problems.append(f"{key}: no such option." + (f" Did you mean {close[0]}?" if close else ""))
+    try:
+        options = factory.Options.model_validate({key: value for key, value in settings.items() if key in known})
+    except ValidationError as error:
+        raise DocumentError(f"options of recipe {name}", [*problems, *problems_of(error)]) from None
+    if problems:
+        raise DocumentError(f"options of recipe {name}", [*problems, f"known options: {', '.join(sorted(known))}"])
+    return options
+
+
+def _binding_options(options: BaseModel) -> dict[str, object]:
+    """Options that can change the result, as JSON-able values."""
+    dumped: dict[str, object] = options.model_dump(mode="json")
+    for name, info in type(options).model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and extra.get("answer_neutral") is True:
+            dumped.pop(name, None)
+    return dumped
+
+
+def _input_model(catalog: Catalog, spec: ModelSpec, place: StepPlace) -> InputModel:
+    factory = catalog.backend(spec.backend)
+
+    def training_samples() -> Sequence[Sample]:
+        raise UserError(f"model {spec.name} (backend {spec.backend}) is no trained model: a recipe cannot start from it.")
+
+    try:
+        options = factory.Options.model_validate(spec.options)
+    except ValidationError as error:
+        raise DocumentError(f"options of model {spec.name}", problems_of(error)) from None
+    context = BackendContext(offline=place.offline, cache_dir=cache_dir(), training_samples=training_samples)
+    fingerprint = factory(spec, options, context).describe().fingerprint
+    return InputModel(spec=spec, fingerprint=fingerprint.digest)
+
+
+# ---------------------------------------------------------------- running
+
+
+def preview_step(catalog: Catalog, plan: StepPlan, place: StepPlace) -> RecipeResult:
+    """What the recipe says it would do (`--dry-run`): modules, parameters, steps. Writes nothing."""
+    return plan.recipe.run(_job(catalog, plan, place, _work_folder(plan, place) / JOB_FOLDER, dry_run=True))
+
+
+def run_step(catalog: Catalog, step: Step, place: StepPlace) -> StepOutcome:
+    """Make the step's checkpoint, or find it made.
+
+    Raises `UserError` where the name holds another step's result and `place.replace` is false, `BusyError` where
+    another process makes it, and what planning and the recipe raise. Killed at any instant, an equal call goes on.
+    """
+    return run_plan(catalog, plan_step(catalog, step, place), place)
+
+
+def run_plan(catalog: Catalog, plan: StepPlan, place: StepPlace) -> StepOutcome:
+    """`run_step` for a step that is planned already."""
+    name = f"{plan.step.name}@{plan.step.seed}"
+    root = checkpoints_dir(place.directory)
+    if done := _finished(plan, place):
+        return done
+    with locked(root / WORK_FOLDER / name, f"making the checkpoint {name}"):
+        if done := _finished(plan, place):
+            return done
+        work = _work_folder(plan, place)
+        with locked(work, f"running the step {name}"):
+            outcome = _finished(plan, place) or _run_locked(catalog, plan, place, work)
+            remove_work(work)
+        _remove_stale_work(plan, place)
+        remove_work(root / WORK_FOLDER / name)
+    return outcome
+
+
+def _finished(plan: StepPlan, place: StepPlace) -> StepOutcome | None:
+    """The checkpoint where it is there already, under this name or another's."""
+    name, seed = plan.step.name, plan.step.seed
+    folder = checkpoint_folder(name, seed, place.directory)
+    found = read_checkpoint(folder)
+    if found is not None and found.step_digest == plan.digest:
+        changed = changed_files(folder, found)
+        if not changed:
+            place.say(f"{name}@{seed} is finished already: nothing is run again ({folder}).")
+            return StepOutcome("reused", found, folder, model_of(folder, found))
+        if not place.replace:
+            raise UserError(
+                f"{folder}: {', '.join(changed[:3])} changed since the recipe wrote it. "
+                "Give --replace to make it again, or another --name."
+            )
+        return None
+    if folder.exists() and not place.replace:
+        what = f"the result of another step ({found.recipe} of {found.parent})" if found else "something else"
+        raise UserError(
+            f"{folder} holds {what}: data, options, base or recipe differ. Give --replace to make it anew, or "
+            "another --name."
+        )
+    twin = find_step(plan.digest, place.directory)
+    if twin is None or changed_files(*twin):
+        return None
+    place.say(f"{name}@{seed}: the same step was finished as {twin[1].name}@{twin[1].seed}; its files are linked.")
+    linked = twin[1].model_copy(update={"name": name, "seed": seed})
+    written = adopt_checkpoint(folder, twin[0], linked, replace=place.replace)
+    return StepOutcome("linked", written, folder, model_of(folder, written))
+
+
+def _run_locked(catalog: Catalog, plan: StepPlan, place: StepPlace, work: Path) -> StepOutcome:
+    job_folder = work / JOB_FOLDER
+    if job_folder.is_dir() and any(job_folder.iterdir()):
+        place.say(f"continuing the interrupted training in {job_folder}")
+    try:
+        job_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{job_folder} cannot be made: {error.strerror}.") from None
+    write_atomically(work / "step.json", json.dumps({"name": plan.step.name, "seed": plan.step.seed,
+                                                     "digest": plan.digest}) + "\n")
+    try:
+        result = plan.recipe.run(_job(catalog, plan, place, job_folder, dry_run=False))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StorageError(
+            f"the disk of {job_folder} is full. What was saved before is kept: make room and run the same command."
+        ) from None
+    if not result.model_folder.is_dir() or not result.model_folder.resolve().is_relative_to(job_folder.resolve()):
+        raise RuntimeError(f"recipe {plan.recipe.name} returned {result.model_folder}, which is no folder of its job")
+    folder = checkpoint_folder(plan.step.name, plan.step.seed, place.directory)
+    texts = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in sorted(job_folder.glob("curve.*"))
+        if path.suffix in (".svg", ".csv", ".json")
+    }
+    written = write_checkpoint(
+        folder, result.model_folder, _draft(plan, place, result), replace=place.replace, curve=texts
+    )
+    return StepOutcome("trained", written, folder, model_of(folder, written))
+
+
+def _job(catalog: Catalog, plan: StepPlan, place: StepPlace, folder: Path, *, dry_run: bool) -> RecipeJob:
+    data = plan.data
+    return RecipeJob(
+        base=plan.base,
+        inputs=plan.inputs,
+        train=data.train if data else (),
+        validation=data.validation if data else (),
+        folder=folder,
+        seed=plan.step.seed,
+        report=place.report,
+        tasks=data.tasks if data else {},
+        architectures=catalog.architectures,
+        offline=place.offline,
+        dry_run=dry_run,
+    )
+
+
+def _draft(plan: StepPlan, place: StepPlace, result: RecipeResult) -> Checkpoint:
+    """The provenance, but for the files, which `write_checkpoint` hashes."""
+    parent = plan.base.spec
+    parent_name = f"{parent.name}@{parent.seed}" if parent.seed is not None else parent.name
+    data = plan.data
+    trained_on = f"{data.train_record.task} {data.train_record.split}" if data else None
+    own = Lineage(
+        recipe=plan.recipe.name,
+        parent=parent_name,
+        parent_fingerprint=plan.base.fingerprint,
+        seed=plan.step.seed,
+        data=trained_on,
+    )
+    return Checkpoint(
+        name=plan.step.name,
+        seed=plan.step.seed,
+        backend=result.backend,
+        model_folder="",
+        options=dict(result.options),
+        recipe=plan.recipe.name,
+        recipe_version=plan.recipe.version,
+        recipe_options=plan.options.model_dump(mode="json"),
+        step_digest=plan.digest,
+        parent=parent_name,
+        parent_location=parent.location,
+        parent_fingerprint=plan.base.fingerprint,
+        lineage=(own, *parent.lineage),
+        fingerprint="",
+        files={},
+        bytes_on_disk=0,
+        data=_describe_data(data),
+        parameters=result.parameters,
+        trainable_parameters=result.trainable_parameters,
+        modules=tuple(
+            ModuleShare(name=name, total=total, trainable=trained)
+            for name, (total, trained) in result.modules.items()
+        ),
+        cost=TrainingCost(
+            seconds=result.seconds,
+            samples_per_second=result.samples_per_second,
+            peak_host_bytes=result.peak_host_bytes,
+            peak_device_bytes=result.peak_device_bytes,
+            device=result.device,
+        ),
+        history=tuple(dict(entry) for entry in result.history),
+        loads_in=tuple(result.loads_in),
+        needs_class=result.needs_class,
+        notes=tuple(result.notes),
+        environment=describe_environment(),
+        code=describe_code(),
+        command=place.command,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _describe_data(data: TrainingSet | None) -> TrainingData | None:
+    if data is None:
+        return None
+    return TrainingData(
+        train=data.train_record,
+        validation=data.validation_record,
+        dropped_pairs=data.guard.dropped_pairs,
+        shared_images=data.guard.shared_images,
+    )
+
+
+# ---------------------------------------------------------------- work folders
+
+
+def _work_folder(plan: StepPlan, place: StepPlace) -> Path:
+    return checkpoints_dir(place.directory) / WORK_FOLDER / plan.digest[:DIGEST_LENGTH]
+
+
+def _remove_stale_work(plan: StepPlan, place: StepPlace) -> None:
+    """Work of abandoned attempts at this name, made with other options, is of no use to anyone."""
+    for note in sorted((checkpoints_dir(place.directory) / WORK_FOLDER).glob("*/step.json")):
+        about = json.loads(note.read_text(encoding="utf-8"))
+        if (about.get("name"), about.get("seed")) != (plan.step.name, plan.step.seed):
+            continue
+        try:
+            with locked(note.parent, "removing an abandoned attempt"):
+                shutil.rmtree(note.parent, ignore_errors=True)
+        except BusyError:
+            place.say(f"{note.parent} is in use by another process and is left alone.")

@@ -1,0 +1,215 @@
+"""The things that move through a run, in memory: frozen, slotted, and free of heavy imports.
+
+Data flows one way: sample → request → response → answer → score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from mhe.documents.task import Generation
+    from mhe.errors import ErrorKind
+
+T_co = TypeVar("T_co", covariant=True)
+
+NO_GROUPS: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Provider(Generic[T_co]):
+    """A named thing of a plugin, cheap to list: the heavy import sits inside `load`."""
+
+    name: str
+    """What a user types."""
+    summary: str
+    """One line, shown by `mhe show`."""
+    load: Callable[[], T_co]
+    """Imports and returns the thing itself."""
+    extra: str | None = None
+    """The pip extra that `load` needs, named in the error when an import fails."""
+
+
+class ImageSource(Protocol):
+    """Where the bytes of an image come from. Must be picklable, and cheap until asked."""
+
+    def read(self) -> bytes:
+        """The encoded image (PNG, JPEG, …). Raises `SampleDataError` where it cannot be had."""
+        ...
+
+    def digest(self) -> str:
+        """A content digest (hex SHA-256) that is the same on every machine."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A reference to an image: nothing is decoded until `mhe.images.open_image` is called."""
+
+    id: str
+    """Its name in the data set; intervals resample by it."""
+    source: ImageSource
+    resize: tuple[int, int] | None = None
+    """Width and height in pixels that the task asks for (None: as published)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One question or one image to caption, with what is known to be right."""
+
+    id: str
+    images: tuple[Image, ...]
+    references: tuple[str, ...]
+    """Right answers or reference captions; never empty."""
+    question: str | None = None
+    """None for captioning."""
+    answer_type: Literal["closed", "open"] | None = None
+    """As the data set says it; None for captioning."""
+    groups: Mapping[str, str] = field(default_factory=lambda: NO_GROUPS)
+    """Names to report by, such as modality, organ, question_type."""
+    cluster: str = ""
+    """The unit to resample by (patient where known); the first image's id where empty."""
+
+    @property
+    def resampling_unit(self) -> str:
+        """What the bootstrap draws: `cluster`, else the first image's id, else the sample's id."""
+        return self.cluster or (self.images[0].id if self.images else self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation. Images come before the text, in the order of the sample."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+    images: int = 0
+    """How many of the request's images this turn shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a backend is asked: messages, images and how to generate."""
+
+    sample_id: str
+    messages: tuple[Message, ...]
+    images: tuple[Image, ...]
+    generation: Generation
+    seed: int
+    """This sample's own seed, from the run's seed and the sample's id: an answer does not depend on its neighbours."""
+    digest: str
+    """Digest of messages and images, written beside the response."""
+    answer_type: str | None = None
+    """For baselines and reports. Never shown to a model."""
+    groups: Mapping[str, str] = field(default_factory=lambda: NO_GROUPS)
+    """For baselines and reports. Never shown to a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a sample has no answer."""
+
+    kind: ErrorKind
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What a backend answered to one request, or why it could not."""
+
+    sample_id: str
+    text: str | None = None
+    error: Failure | None = None
+    prompt_tokens: int | None = None
+    """Tokens of the prompt, image tokens included, padding not."""
+    generated_tokens: int | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+    """`length`: cut at the token limit."""
+    seconds: float | None = None
+    """Latency: from submitting the batch to its end, preprocessing included."""
+    first_token_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a metric sees: a sample and the answer taken from its response."""
+
+    sample: Sample
+    answer: str
+    response: Response | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MetricValue:
+    """One number that a metric reports, and how to read it."""
+
+    name: str
+    """As shown in tables: `bleu-4`, `accuracy.closed`. Unique over the metrics of a run."""
+    summary: str
+    floor: float | None = 0.0
+    """The worst possible value; None where there is none."""
+    ceiling: float | None = 1.0
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A metric's value over a run, with its interval."""
+
+    name: str
+    value: float | None
+    """None where it could not be computed; `reason` then says why."""
+    low: float | None = None
+    """Lower end of the 95 % bootstrap interval."""
+    high: float | None = None
+    samples: int = 0
+    """How many samples the value is over."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Where the modules of a transformers model class live (DESIGN §6).
+
+    Module names are dotted paths inside the model, as `named_modules()` gives them.
+    """
+
+    model_type: str
+    """`config.model_type`, such as `llava`."""
+    vision: tuple[str, ...]
+    fusion: tuple[str, ...]
+    language: tuple[str, ...]
+    notes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Which weights exactly: part of the run key, so that one model never gets another's answers."""
+
+    digest: str
+    """Hex SHA-256 over weights, adapters, tokenizer, processor and chat template; or over what a server reports."""
+    verified: bool
+    """False where the content cannot be seen (servers)."""
+    files: Mapping[str, str] = field(default_factory=lambda: NO_GROUPS)
+    """File name to digest, where there are files."""
+    bytes_on_disk: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendDescription:
+    """What a backend says of itself. Cheap before `load`; complete after it."""
+
+    name: str
+    version: str
+    """Of the backend and of the library below it, such as `transformers 5.23.0`."""
+    fingerprint: Fingerprint
+    key_options: Mapping[str, object] = field(default_factory=lambda: NO_GROUPS)
+    """JSON-able options that may change an answer: part of the run key. The same before and after `load`."""
+    neutral_options: Mapping[str, object] = field(default_factory=lambda: NO_GROUPS)
+    """Options declared answer-neutral (batch size, threads): recorded, not in the key."""
+    device: str | None = None
+    precision: str | None = None
+    parameters: int | None = None
+    module_parameters: Mapping[str, int] = field(default_factory=dict)
+    bits_per_weight: float | None = None

@@ -1,0 +1,96 @@
+"""Backend `hf`: any image-text-to-text model of transformers, in this process.
+
+This module is the plugin and stays light: the names below are resolved when first used. They are what plugins that
+work on a loaded transformers model may build on: loading, collating, and where modules live.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mhe import Architecture, ModelSpec, Provider, hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mhe import BackendFactory
+
+    from mhe_hf.architectures import ARCHITECTURES, MODULES, architecture_of, module_names, module_of, module_parameters
+    from mhe_hf.backend import HfBackend
+    from mhe_hf.collation import Collator
+    from mhe_hf.conversations import render_prompt
+    from mhe_hf.loading import load_model, load_processor
+    from mhe_hf.options import HfOptions
+    from mhe_hf.training_inputs import collate_training
+
+_HOMES = {
+    "mhe_hf.architectures": ("ARCHITECTURES", "MODULES", "architecture_of", "module_names", "module_of", "module_parameters"),
+    "mhe_hf.backend": ("HfBackend",),
+    "mhe_hf.collation": ("Collator",),
+    "mhe_hf.conversations": ("render_prompt",),
+    "mhe_hf.loading": ("load_model", "load_processor"),
+    "mhe_hf.options": ("HfOptions",),
+    "mhe_hf.training_inputs": ("collate_training",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ARCHITECTURES",
+    "Collator",
+    "HfBackend",
+    "HfOptions",
+    "MODULES",
+    "architecture_of",
+    "collate_training",
+    "load_model",
+    "load_processor",
+    "module_names",
+    "module_of",
+    "module_parameters",
+    "render_prompt",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'mhe_hf' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def _load_backend() -> BackendFactory:
+    from mhe_hf.backend import HfBackend
+
+    return HfBackend
+
+
+@hookimpl
+def register_backends() -> Sequence[Provider[BackendFactory]]:
+    """The backend `hf`."""
+    return [
+        Provider(
+            name="hf",
+            summary="transformers in this process: image-text-to-text models of the hub or a folder",
+            load=_load_backend,
+            extra="hf",
+        )
+    ]
+
+
+@hookimpl
+def register_architectures() -> Sequence[Architecture]:
+    """Where vision, fusion and language live in the model classes of the papers."""
+    from mhe_hf.architectures import ARCHITECTURES
+
+    return list(ARCHITECTURES.values())
+
+
+@hookimpl
+def register_models() -> Sequence[ModelSpec]:
+    """Published models by short name."""
+    from mhe_hf.models import MODELS
+
+    return MODELS

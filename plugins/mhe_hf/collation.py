@@ -1,0 +1,179 @@
+"""From requests to model inputs: prompts rendered and tokenised, images opened and preprocessed, rows padded left.
+
+A sample that cannot be read is left out and its failure kept; its neighbours are answered all the same, in a batch
+that is the same each time. A prompt beyond the model's context is a failure, never cut.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mhe import Failure, SampleError, SampleModelError, open_image
+
+from mhe_hf.conversations import adds_special_tokens, render_prompt
+from mhe_hf.image_cache import KEY, CachingImageProcessor, ImageCache, placeholder, with_image_processor
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping, Sequence
+
+    import PIL.Image
+    import torch
+    from mhe import Image, Request
+    from transformers import PreTrainedConfig, ProcessorMixin
+
+CHARACTERS_PER_TOKEN = 4
+"""A text with more characters than this times the context is measured alone, before its neighbours are padded to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Requests as model inputs."""
+
+    requests: tuple[Request, ...]
+    """The rows, in order."""
+    inputs: Mapping[str, torch.Tensor]
+    """What the model is called with, on the CPU; `input_ids` and `attention_mask` are (rows, tokens), padded left."""
+    prompt_tokens: tuple[int, ...]
+    """Tokens of each row, image tokens included, padding not."""
+    failures: Mapping[str, Failure]
+    """Samples that have no row, and why."""
+    seconds: float
+    """What making it took."""
+
+
+@dataclass(slots=True)
+class _Row:
+    request: Request
+    text: str
+    pictures: list[PIL.Image.Image] = field(default_factory=list)
+
+
+class Collator:
+    """Makes batches with one processor. Safe for several threads, one at a time.
+
+    `context` is the longest prompt in tokens (None: no limit); `cache_bytes` bounds the memory for preprocessed
+    images that several requests share.
+    """
+
+    def __init__(self, processor: ProcessorMixin, *, context: int | None = None, cache_bytes: int = 0) -> None:
+        self._context = context
+        self._cache = ImageCache(cache_bytes)
+        self._images = CachingImageProcessor(processor.image_processor, self._cache, self._reopen)
+        self._processor = with_image_processor(processor, self._images)
+        self._known: dict[Hashable, Image] = {}
+        self._lock = threading.Lock()
+        if self._processor.tokenizer.pad_token is None:
+            # Pads are masked, so any token does.
+            self._processor.tokenizer.pad_token = self._processor.tokenizer.eos_token
+
+    def collate(self, requests: Sequence[Request]) -> Batch:
+        """A batch of all requests that can be read; its `inputs` are empty where none can."""
+        with self._lock:
+            started = time.perf_counter()
+            failures: dict[str, Failure] = {}
+            rows = []
+            for request in requests:
+                try:
+                    rows.append(self._row(request))
+                except SampleError as error:
+                    failures[request.sample_id] = Failure(error.kind, str(error))
+            rows, inputs = self._readable(rows, failures)
+            self._images.batch.clear()
+            self._known.clear()
+            return Batch(
+                requests=tuple(row.request for row in rows),
+                inputs=inputs,
+                prompt_tokens=_lengths(inputs) if rows else (),
+                failures=failures,
+                seconds=time.perf_counter() - started,
+            )
+
+    def _row(self, request: Request) -> _Row:
+        text = render_prompt(self._processor, request.messages)
+        if self._context is not None and len(text) > CHARACTERS_PER_TOKEN * self._context:
+            self._check_length(len(self._processor.tokenizer(text)["input_ids"]))
+        return _Row(request, text, [self._picture(image) for image in request.images])
+
+    def _picture(self, image: Image) -> PIL.Image.Image:
+        key = (image.source.digest(), image.resize)
+        self._known[key] = image
+        kept = self._cache.get(key) if self._images.stacks else None
+        if kept is not None:
+            return placeholder(key, kept[1])
+        picture = open_image(image)
+        picture.info[KEY] = key
+        return picture
+
+    def _reopen(self, key: Hashable) -> PIL.Image.Image:
+        return open_image(self._known[key])
+
+    def _check_length(self, tokens: int) -> None:
+        if self._context is not None and tokens >= self._context:
+            raise SampleModelError(
+                f"the prompt has {tokens} tokens, and the model's context of {self._context} must hold it and an answer"
+            )
+
+    def _readable(
+        self, rows: list[_Row], failures: dict[str, Failure]
+    ) -> tuple[list[_Row], Mapping[str, torch.Tensor]]:
+        """The rows that can be processed and fit the context, with their inputs; the others' failures are added."""
+        while rows:
+            try:
+                inputs = self._process(rows)
+            except Exception as error:
+                # Processors refuse an image (its shape, its size) with errors of many kinds, for the whole batch.
+                blamed = {row.request.sample_id: failure for row in rows if (failure := self._failure_alone(row))}
+                if not blamed:
+                    raise SampleModelError(f"the model's processor refuses a batch of images: {error}") from error
+            else:
+                blamed = {}
+                for row, length in zip(rows, _lengths(inputs), strict=True):
+                    try:
+                        self._check_length(length)
+                    except SampleError as error:
+                        blamed[row.request.sample_id] = Failure(error.kind, str(error))
+                if not blamed:
+                    return rows, inputs
+            failures.update(blamed)
+            rows = [row for row in rows if row.request.sample_id not in blamed]
+        return [], {}
+
+    def _failure_alone(self, row: _Row) -> Failure | None:
+        try:
+            self._process([row])
+        except SampleError as error:
+            return Failure(error.kind, str(error))
+        except MemoryError:
+            return Failure("system", "out of memory while the image was preprocessed")
+        except Exception as error:  # noqa: BLE001 - recorded with its text; see _readable
+            return Failure("model", f"the model's processor refuses it: {type(error).__name__}: {error}")
+        return None
+
+    def _process(self, rows: Sequence[_Row]) -> Mapping[str, torch.Tensor]:
+        has_images = any(row.pictures for row in rows)
+        features = self._processor(
+            text=[row.text for row in rows],
+            images=[row.pictures for row in rows] if has_images else None,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+            add_special_tokens=adds_special_tokens(self._processor, rows[0].text),
+        )
+        return {name: value for name, value in features.items() if hasattr(value, "to")}
+
+
+def _lengths(inputs: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
+    return tuple(int(n) for n in inputs["attention_mask"].sum(dim=1).tolist())
+
+
+def context_of(configuration: PreTrainedConfig) -> int | None:
+    """The model's context in tokens, None where its configuration names none."""
+    text = configuration.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+        value = getattr(text, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None

@@ -1,0 +1,67 @@
+"""From messages to the text that a model reads, through the chat template of its own processor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mhe import SampleModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mhe import Message
+    from transformers import ProcessorMixin
+
+
+def render_prompt(processor: ProcessorMixin, messages: Sequence[Message]) -> str:
+    """The prompt up to where the model's answer begins.
+
+    Raises `SampleModelError` where a text holds one of the model's control tokens (it would be read as a command,
+    `<image>` as a picture), or the template refuses the messages.
+    """
+    return render(processor, messages, is_open=True)
+
+
+def render(processor: ProcessorMixin, messages: Sequence[Message], *, is_open: bool) -> str:
+    """Messages as text; `is_open` ends it with the opening of the assistant's turn."""
+    from jinja2 import TemplateError
+
+    control = control_tokens(processor)
+    for message in messages:
+        found = [token for token in control if token in message.text]
+        if found:
+            raise SampleModelError(
+                f"the {message.role}'s text holds {found[0]!r}, a control token of this model, which would not be read "
+                "as text"
+            )
+    conversation = [
+        {
+            "role": message.role,
+            "content": [*({"type": "image"} for _ in range(message.images)), {"type": "text", "text": message.text}],
+        }
+        for message in messages
+    ]
+    try:
+        text = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=is_open)
+    except TemplateError as error:
+        raise SampleModelError(f"the model's chat template refuses the messages: {error}") from None
+    return str(text)
+
+
+def control_tokens(processor: ProcessorMixin) -> tuple[str, ...]:
+    """Texts that the tokenizer reads as commands: special tokens and placeholders of images."""
+    known = getattr(processor, "_mhe_control_tokens", None)
+    if known is None:
+        tokenizer = processor.tokenizer
+        names = ("image_token", "video_token", "audio_token")
+        places = [getattr(processor, name, None) for name in names]
+        every = {token for token in [*tokenizer.all_special_tokens, *places] if isinstance(token, str)}
+        known = tuple(sorted(token for token in every if token.strip()))
+        processor._mhe_control_tokens = known  # noqa: SLF001 - computed once: it is asked for every prompt
+    return tuple(known)
+
+
+def adds_special_tokens(processor: ProcessorMixin, text: str) -> bool:
+    """Whether the tokenizer must add its own beginning: not where the template wrote it already."""
+    beginning = processor.tokenizer.bos_token
+    return not (isinstance(beginning, str) and text.startswith(beginning))

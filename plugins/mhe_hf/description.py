@@ -1,0 +1,60 @@
+"""What is known of a model once it is loaded: device, precision, parameters, memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
+
+import torch
+
+from mhe_hf.architectures import module_parameters, parameter_size
+
+if TYPE_CHECKING:
+    from mhe_hf.options import HfOptions
+    from transformers import PreTrainedModel
+
+
+class LoadedFacts(TypedDict):
+    """The fields of `BackendDescription` that only a loaded model can fill."""
+
+    device: str
+    precision: str
+    parameters: int
+    module_parameters: dict[str, int]
+    bits_per_weight: float
+
+
+def loaded_facts(model: PreTrainedModel, options: HfOptions) -> LoadedFacts:
+    """Device and precision in words, parameters (tied ones once) in total and by module, stored bits per weight."""
+    parameters = sum(parameter_size(p) for p in model.parameters())
+    stored = sum(_stored_bytes(p) for p in model.parameters())
+    dtype = str(model.dtype).removeprefix("torch.")
+    return LoadedFacts(
+        device=_device_name(model.device),
+        precision=dtype if options.quantization == "none" else f"{options.quantization} ({dtype} outside)",
+        parameters=parameters,
+        module_parameters=module_parameters(model),
+        bits_per_weight=round(8 * stored / parameters, 4) if parameters else 0.0,
+    )
+
+
+def _stored_bytes(parameter: torch.nn.Parameter) -> int:
+    stored = parameter.numel() * parameter.element_size()
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:
+        # Scales count too: they are what double quantisation makes smaller.
+        stored += sum(v.numel() * v.element_size() for v in state.as_dict(packed=True).values())
+    return int(stored)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type != "cuda":
+        return str(device)
+    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return f"cuda: {names[device.index or 0]}" if len(names) == 1 else f"cuda: {len(names)} x {names[0]}"
+
+
+def peak_device_bytes() -> int | None:
+    """Most memory allocated at once since loading, summed over CUDA devices; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    return sum(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))

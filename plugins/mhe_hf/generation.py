@@ -1,0 +1,142 @@
+"""One batch through the model: greedy or seeded decoding, stop texts, and where each row ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from mhe_hf.sampling import SeededSampling
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mhe_hf.collation import Batch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+KEPT_SETTINGS = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
+"""Of a checkpoint's own generation settings only those that belong to the model: the task, not the checkpoint, says
+how long answers are and whether they are sampled, and it all stands in the run key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model wrote in one row."""
+
+    text: str
+    tokens: int
+    """Generated tokens, the one that ends the turn included."""
+    finish_reason: Literal["stop", "length"]
+
+
+def plain_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Greedy settings with nothing of the checkpoint's taste (temperature, penalties) in them."""
+    own = model.generation_config
+    kept = {name: getattr(own, name, None) for name in KEPT_SETTINGS} if own is not None else {}
+    kept = {name: value for name, value in kept.items() if value is not None}
+    kept.setdefault("eos_token_id", tokenizer.eos_token_id)
+    kept.setdefault("pad_token_id", tokenizer.pad_token_id)
+    return GenerationConfig(do_sample=False, num_beams=1, use_cache=True, **kept)
+
+
+class RowEnds(StoppingCriteria):
+    """Ends a row at a stop text or where the context is full; remembers after how many tokens."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], rooms: Sequence[int | None], prompt_length: int
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._stop = tuple(stop)
+        self._rooms = rooms
+        self._prompt_length = prompt_length
+        self.ends: list[int | None] = [None] * len(rooms)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> torch.BoolTensor:
+        """True for the rows that have ended."""
+        generated = input_ids.shape[1] - self._prompt_length
+        texts = self._tokenizer.batch_decode(input_ids[:, self._prompt_length :], skip_special_tokens=True) if self._stop else ()
+        for row, room in enumerate(self._rooms):
+            is_full = room is not None and generated >= room
+            is_stopped = bool(self._stop) and any(stop in texts[row] for stop in self._stop)
+            if self.ends[row] is None and (is_full or is_stopped):
+                self.ends[row] = generated
+        done = torch.tensor([end is not None for end in self.ends], device=input_ids.device)
+        return done  # type: ignore[return-value]
+
+
+def answer_batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Batch, context: int | None
+) -> list[Answer]:
+    """An answer for each row of the batch, in order. Its requests share one way of generating."""
+    asked = batch.requests[0].generation
+    inputs = {name: _on_device(value, model) for name, value in batch.inputs.items()}
+    is_encoder_decoder = bool(model.config.is_encoder_decoder)
+    prompt_length = 1 if is_encoder_decoder else int(batch.inputs["input_ids"].shape[1])
+    rooms = [None if context is None or is_encoder_decoder else context - n for n in batch.prompt_tokens]
+    longest = max((asked.max_new_tokens if room is None else room for room in rooms), default=asked.max_new_tokens)
+    is_cut = any(room is not None and room < asked.max_new_tokens for room in rooms)
+
+    ends = RowEnds(tokenizer, asked.stop, rooms, prompt_length)
+    processors = LogitsProcessorList()
+    if asked.temperature > 0:
+        seeds = [request.seed for request in batch.requests]
+        processors.append(
+            SeededSampling(seeds, temperature=asked.temperature, top_p=asked.top_p, prompt_length=prompt_length)
+        )
+    with torch.inference_mode():
+        output = model.generate(
+            **inputs,
+            max_new_tokens=min(asked.max_new_tokens, longest),
+            logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList([ends] if asked.stop or is_cut else []),
+        )
+    rows = output[:, prompt_length:].tolist()
+    endings = _endings(model.generation_config)
+    return [_answer(tokenizer, row, end, asked.stop, endings) for row, end in zip(rows, ends.ends, strict=True)]
+
+
+def _answer(
+    tokenizer: PreTrainedTokenizerBase, row: list[int], end: int | None, stops: Sequence[str], endings: frozenset[int]
+) -> Answer:
+    tokens = row if end is None else row[:end]
+    closing = next((place for place, token in enumerate(tokens) if token in endings), None)
+    reason: Literal["stop", "length"] = "length"
+    if closing is not None:
+        tokens, reason = tokens[: closing + 1], "stop"
+    written = tokens if closing is None else tokens[:-1]
+    text = str(tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    cuts = [place for stop in stops if (place := text.find(stop)) >= 0]
+    if cuts:
+        text, reason = text[: min(cuts)], "stop"
+    return Answer(text.strip(), len(tokens), reason)
+
+
+def _endings(settings: GenerationConfig | None) -> frozenset[int]:
+    own = settings.eos_token_id if settings is not None else None
+    if own is None:
+        return frozenset()
+    return frozenset(own if isinstance(own, list) else [own])
+
+
+def _on_device(value: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
+    # Pixels come as float32; a model in half precision wants its own kind.
+    dtype = model.dtype if value.is_floating_point() else value.dtype
+    return value.to(device=model.device, dtype=dtype)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the machine, ran out of memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)

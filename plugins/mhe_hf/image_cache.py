@@ -1,0 +1,153 @@
+"""An image processor that works once on each distinct image, though many questions share it.
+
+It stands in a processor for the processor's own and is handed pictures that carry a key. Features of single images
+are kept and laid side by side; where a family's features do not stack (tiles padded to the longest in the batch),
+the own image processor gets the whole batch, as ever.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+
+    import PIL.Image
+    import torch
+    from transformers import BatchFeature, ProcessorMixin
+
+KEY = "mhe_key"
+Feature = dict[str, object]
+
+
+class ImageCache:
+    """Features by image key, the longest unused forgotten first beyond `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+        self._entries: OrderedDict[Hashable, tuple[Feature, tuple[int, int], int]] = OrderedDict()
+
+    def get(self, key: Hashable) -> tuple[Feature, tuple[int, int]] | None:
+        """The features of an image and its size in pixels."""
+        if key not in self._entries:
+            return None
+        self._entries.move_to_end(key)
+        feature, size, _ = self._entries[key]
+        return feature, size
+
+    def put(self, key: Hashable, feature: Feature, size: tuple[int, int]) -> None:
+        """Keep them."""
+        needed = sum(v.numel() * v.element_size() for v in feature.values() if _is_tensor(v))  # type: ignore[attr-defined]
+        if key in self._entries or needed > self._limit:
+            return
+        self._entries[key] = (feature, size, needed)
+        self._held += needed
+        while self._held > self._limit:
+            self._held -= self._entries.popitem(last=False)[1][2]
+
+
+class CachingImageProcessor:
+    """Has every attribute of the image processor that it stands for."""
+
+    def __init__(self, own: object, cache: ImageCache, reopen: Callable[[Hashable], PIL.Image.Image]) -> None:
+        self._own = own
+        self._cache = cache
+        self._reopen = reopen
+        self.stacks = True
+        self.batch: dict[Hashable, Feature] = {}
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._own, name)
+
+    def __call__(self, images: object, *args: object, **kwargs: object) -> BatchFeature:
+        """Features of the images, in order, as the own image processor gives them."""
+        units = images if isinstance(images, list | tuple) else [images]
+        keys = [_key_of(unit) for unit in units]
+        if self.stacks and not args and kwargs.get("return_tensors") == "pt" and None not in keys:
+            features = [self._feature(unit, key, kwargs) for unit, key in zip(units, keys, strict=True)]
+            stacked = stack(features)
+            if stacked is not None:
+                return stacked
+            self.stacks = False
+        return self._own([self._with_pixels(unit) for unit in units], *args, **kwargs)  # type: ignore[operator, no-any-return]
+
+    def _feature(self, unit: object, key: Hashable, kwargs: Mapping[str, object]) -> Feature:
+        if key in self.batch:
+            return self.batch[key]
+        kept = self._cache.get(key)
+        if kept is not None:
+            feature = kept[0]
+        else:
+            feature = dict(self._own([self._with_pixels(unit)], **kwargs))  # type: ignore[operator]
+            self._cache.put(key, feature, _size_of(unit))
+        self.batch[key] = feature
+        return feature
+
+    def _with_pixels(self, unit: object) -> object:
+        if isinstance(unit, list | tuple):
+            return [self._with_pixels(item) for item in unit]
+        info = unit.info  # type: ignore[attr-defined]
+        return self._reopen(info[KEY]) if info.get("mhe_empty") else unit
+
+
+def placeholder(key: Hashable, size: tuple[int, int]) -> PIL.Image.Image:
+    """A picture of that size without content, for an image whose features are kept."""
+    import PIL.Image
+
+    picture = PIL.Image.new("RGB", size, None)
+    picture.info.update({KEY: key, "mhe_empty": True})
+    return picture
+
+
+def with_image_processor(processor: ProcessorMixin, image_processor: object) -> ProcessorMixin:
+    """A shallow copy of the processor that uses another image processor; the given one stays as it is."""
+    twin = copy.copy(processor)
+    twin.image_processor = image_processor
+    return twin
+
+
+def stack(features: Sequence[Feature]) -> BatchFeature | None:
+    """One batch of several images' features, or None where their shapes differ beyond the first dimension."""
+    import torch
+    from transformers import BatchFeature
+
+    data: dict[str, object] = {}
+    for name, first in features[0].items():
+        values = [feature.get(name) for feature in features]
+        if _is_tensor(first):
+            tensors: list[torch.Tensor] = [value for value in values if isinstance(value, torch.Tensor)]
+            if len(tensors) < len(values) or len({(t.shape[1:], t.dtype) for t in tensors}) > 1:
+                return None
+            data[name] = torch.cat(tensors)
+        elif isinstance(first, list):
+            lists = [value for value in values if isinstance(value, list)]
+            data[name] = [item for value in lists for item in value]
+        else:
+            return None
+    return BatchFeature(data)
+
+
+def _is_tensor(value: object) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.ndim > 0
+
+
+def _key_of(unit: object) -> Hashable | None:
+    if isinstance(unit, list | tuple):
+        keys = tuple(_key_of(item) for item in unit)
+        if not keys or None in keys:
+            return None
+        return keys[0] if len(keys) == 1 else keys
+    key: Hashable | None = getattr(unit, "info", {}).get(KEY)
+    return key
+
+
+def _size_of(unit: object) -> tuple[int, int]:
+    while isinstance(unit, list | tuple):
+        unit = unit[0]
+    width, height = unit.size  # type: ignore[attr-defined]
+    return int(width), int(height)

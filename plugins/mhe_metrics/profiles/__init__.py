@@ -1,0 +1,1 @@
+"""Scoring conventions, one small file each: rules, source, and the faults that are kept on purpose."""

@@ -1,0 +1,54 @@
+"""Options that every training recipe has. What cannot change the result says so."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from mhe import Part
+from pydantic import Field, model_validator
+
+_NEUTRAL = {"answer_neutral": True}
+
+
+class TrainingOptions(Part):
+    """How long, how fast, on what, and when it is good enough."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    """The peak; AdamW."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Examples in one forward pass, on each device."""
+    gradient_accumulation: Annotated[int, Field(ge=1)] = 1
+    """Forward passes in one step; one step sees `batch_size` times this many examples."""
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    """Passes over the training examples."""
+    max_steps: Annotated[int | None, Field(ge=1)] = None
+    """Ends after this many steps, whatever `epochs` says."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of all steps in which the rate rises from 0."""
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this norm."""
+    evaluate_every: Annotated[int | None, Field(ge=1)] = None
+    """Steps between validations; once an epoch where empty. The last step is always validated."""
+    patience: Annotated[int | None, Field(ge=1)] = None
+    """Stops after this many validations without a lower validation loss; never where empty."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights are the result: those of the lowest validation loss, or the last ones."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the computation; weights are kept in float32 while training. `auto`: bf16, else fp16, on CUDA, fp32 else."""
+    device: Literal["auto", "cpu"] = "auto"
+    attn_implementation: str | None = None
+    """`eager`, `sdpa`, `flash_attention_2`; transformers' own choice where empty."""
+    gradient_checkpointing: bool = False
+    """Computes activations twice, to keep fewer in memory."""
+    save_every: Annotated[int | None, Field(ge=1, json_schema_extra=_NEUTRAL)] = None
+    """Steps between saves that an interrupted training continues from; once an epoch where empty."""
+    trackers: Annotated[tuple[str, ...], Field(json_schema_extra=_NEUTRAL)] = ()
+    """Trackers that transformers' `Trainer` knows: `tensorboard`, `wandb`, `mlflow`, …"""
+
+    @model_validator(mode="after")
+    def _choices_agree(self) -> TrainingOptions:
+        if self.scheduler == "constant" and self.warmup > 0 and "warmup" in self.model_fields_set:
+            raise ValueError("scheduler constant has no warm-up: use constant_with_warmup, or warmup=0")
+        return self

@@ -1,0 +1,236 @@
+"""What is watched while transformers' `Trainer` works: progress, the best weights, saves that are whole, NaN.
+
+Everything that must survive a kill is in files of the job's folder or in the trainer's own log, so that a training
+that continues takes the same decisions as one that was never disturbed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from mhe import UserError
+from transformers import Trainer, TrainerCallback
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mhe import TrainingExample
+    from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
+
+EXAMPLE_INDEX = "example_index"
+BEST_WEIGHTS = "best.safetensors"
+BEST_NOTE = "best.json"
+WHOLE_MARK = "mhe_saved.json"
+SECONDS_BETWEEN_REPORTS = 0.2
+
+
+class LossNotFiniteError(UserError):
+    """The loss or a gradient is no number any more."""
+
+
+class WatchedTrainer(Trainer):
+    """transformers' `Trainer`, which stops at the first loss that is not finite and says on which samples."""
+
+    def __init__(self, examples: Sequence[TrainingExample], **arguments: object) -> None:
+        super().__init__(**arguments)  # type: ignore[arg-type]
+        self._examples = examples
+        self._batch: list[int] = []
+
+    def compute_loss(  # type: ignore[no-untyped-def]
+        self, model, inputs, return_outputs=False, num_items_in_batch=None
+    ):
+        """As the parent does, without the index that names the samples."""
+        inputs = dict(inputs)
+        index = inputs.pop(EXAMPLE_INDEX, None)
+        if index is not None and model.training:
+            self._batch = [int(number) for number in index]
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+        """One forward and backward pass. Raises `LossNotFiniteError`."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not bool(torch.isfinite(loss)):
+            self.stop_for("the loss", float(loss))
+        return loss
+
+    def stop_for(self, what: str, value: float) -> None:
+        """Raise `LossNotFiniteError` with step, samples, and what is kept."""
+        ids = [self._examples[number].sample.id for number in self._batch]
+        kept = best_note(Path(str(self.args.output_dir)))
+        last = (
+            f"The best weights so far (step {kept['step']:.0f}, validation loss {kept['loss']:.4f}) are kept in "
+            f"{self.args.output_dir}/{BEST_WEIGHTS}."
+            if kept
+            else "No validation had been reached, so nothing is kept."
+        )
+        raise LossNotFiniteError(
+            f"{what} is {value} at step {self.state.global_step + 1}, on the samples {', '.join(ids[:8])}"
+            f"{', …' if len(ids) > 8 else ''}. {last} Lower learning_rate or max_grad_norm, raise warmup, or use "
+            "dtype=fp32."
+        )
+
+
+class GradientWatch(TrainerCallback):
+    """Looks at gradients before a step is taken, so that no save ever holds broken weights."""
+
+    def __init__(self) -> None:
+        self.trainer: WatchedTrainer | None = None
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: object
+    ) -> None:
+        """Raise where a gradient is not finite. fp16 is left alone: its scaler skips such steps by design."""
+        if args.fp16 or self.trainer is None:
+            return
+        model: torch.nn.Module = extra["model"]  # type: ignore[assignment]
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if not bool(torch.isfinite(norm)):
+            self.trainer.stop_for("the norm of the gradients", float(norm))
+
+
+class BestKeeper(TrainerCallback):
+    """Keeps the trained weights of the lowest validation loss, and ends a training that no longer improves."""
+
+    def __init__(self, folder: Path, patience: int | None, last_step: int) -> None:
+        self._folder = folder
+        self._patience = patience
+        self._last_step = last_step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: object
+    ) -> None:
+        """The last step is validated and saved, wherever it falls."""
+        if state.global_step >= self._last_step:
+            control.should_evaluate = args.eval_strategy != "no"
+            control.should_save = True
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: object
+    ) -> None:
+        """Keep what is better than anything before; count what is not."""
+        losses = validation_losses(state.log_history)
+        if losses and losses[-1][1] <= min(loss for _, loss in losses):
+            save_trained(extra["model"], self._folder, {"step": losses[-1][0], "loss": losses[-1][1]})  # type: ignore[arg-type]
+        if is_out_of_patience(losses, self._patience):
+            control.should_training_stop = True
+            control.should_save = True
+
+
+class WholeSaves(TrainerCallback):
+    """Marks each save when it is whole, with the seconds spent so far; a save without the mark is never used."""
+
+    def __init__(self, seconds_before: float) -> None:
+        self._start = time.monotonic() - seconds_before
+
+    @property
+    def seconds(self) -> float:
+        """Since the very beginning, interruptions not counted."""
+        return time.monotonic() - self._start
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: object) -> None:
+        """Write the mark."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        write_whole(folder / WHOLE_MARK, json.dumps({"seconds": self.seconds}).encode())
+
+
+class Reporter(TrainerCallback):
+    """Tells the person who waits: step, loss, rate."""
+
+    def __init__(self, report: Callable[[str, Mapping[str, float]], None], examples_a_step: int) -> None:
+        self._report = report
+        self._examples = examples_a_step
+        self._numbers: dict[str, float] = {}
+        self._last = 0.0
+        self._start: tuple[float, int] | None = None
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: object
+    ) -> None:
+        """Now and then."""
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, state.global_step)
+        if now - self._last > SECONDS_BETWEEN_REPORTS or state.global_step >= state.max_steps:
+            self._last = now
+            began, first = self._start
+            done = state.global_step - first
+            if done:
+                self._numbers["samples_per_second"] = done * self._examples / max(1e-9, now - began)
+                self._numbers["seconds_left"] = (state.max_steps - state.global_step) * (now - began) / done
+            self._numbers |= {"step": float(state.global_step), "steps": float(state.max_steps)}
+            self._report("train", dict(self._numbers))
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: object) -> None:
+        """Remember losses and rate."""
+        logs = extra.get("logs")
+        if isinstance(logs, dict):
+            for ours, theirs in (("loss", "loss"), ("validation_loss", "eval_loss"), ("learning_rate", "learning_rate")):
+                if theirs in logs:
+                    self._numbers[ours] = float(logs[theirs])
+
+
+# ---------------------------------------------------------------- what lies in the job's folder
+
+
+def validation_losses(history: Sequence[Mapping[str, float]]) -> list[tuple[int, float]]:
+    """(step, loss) of each validation in a trainer's log, in order."""
+    return [(int(entry["step"]), float(entry["eval_loss"])) for entry in history if "eval_loss" in entry]
+
+
+def is_out_of_patience(losses: Sequence[tuple[int, float]], patience: int | None) -> bool:
+    """Whether the last `patience` validations brought no loss below the lowest before them."""
+    if patience is None or not losses:
+        return False
+    values = [loss if math.isfinite(loss) else math.inf for _, loss in losses]
+    return len(values) - 1 - values.index(min(values)) >= patience
+
+
+def save_trained(model: PreTrainedModel, folder: Path, note: Mapping[str, float]) -> None:
+    """Write the trained parameters, and then the note that says of which step they are."""
+    from safetensors.torch import save
+
+    tensors = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    write_whole(folder / BEST_WEIGHTS, save(tensors))
+    write_whole(folder / BEST_NOTE, json.dumps(note).encode())
+
+
+def best_note(folder: Path) -> dict[str, float] | None:
+    """Step and validation loss of the kept weights; None where none are kept."""
+    path = folder / BEST_NOTE
+    if not path.is_file():
+        return None
+    note: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return note
+
+
+def last_save(folder: Path) -> tuple[Path, float] | None:
+    """The latest whole save and the seconds spent up to it; halves that a kill left are removed."""
+    import shutil
+
+    whole: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / WHOLE_MARK).is_file():
+            whole.append((int(path.name.rpartition("-")[2]), path))
+        else:
+            shutil.rmtree(path)
+    if not whole:
+        return None
+    latest = max(whole)[1]
+    return latest, float(json.loads((latest / WHOLE_MARK).read_text(encoding="utf-8"))["seconds"])
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write by rename, so that a kill leaves the old file or the new one."""
+    draft = path.with_name(f".{path.name}.tmp")
+    with draft.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    draft.replace(path)

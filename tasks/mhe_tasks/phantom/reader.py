@@ -1,0 +1,119 @@
+"""Phantoms as samples.
+
+An image's seed is made of its split, the stream and its place in the stream, so that splits and streams share no
+seed. Whatever a reader leaves out (a modality, a question type), the images and questions it keeps are the same
+ones, with the same ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import PIL.Image
+from pydantic import BaseModel, Field
+
+from mhe import Image, Part, ReadContext, Sample, UserError
+from mhe_tasks.phantom.captions import write_caption
+from mhe_tasks.phantom.drawing import Pixels, draw_pixels
+from mhe_tasks.phantom.facts import MODALITIES, Facts, draw_facts
+from mhe_tasks.phantom.questions import QUESTION_TYPES, QuestionType, ask_questions
+
+SPLITS = ("train", "validation", "test")
+DEFAULT_COUNTS = {"train": 2000, "validation": 100, "test": 300}
+
+# The seed's 64 bits: 2 for the split, 22 for the stream, 40 for the place.
+_PLACE_BITS = 40
+_STREAM_BITS = 22
+
+
+@dataclass(frozen=True, slots=True)
+class PhantomSource:
+    """A phantom that is drawn when it is read."""
+
+    seed: int
+    size: int
+
+    def draw(self) -> Pixels:
+        """Return the grey levels, shape (size, size)."""
+        return draw_pixels(draw_facts(self.seed), self.size)
+
+    def read(self) -> bytes:
+        """Return the image as PNG."""
+        buffer = io.BytesIO()
+        # Level 1: the images are read once, and noise does not compress.
+        PIL.Image.fromarray(self.draw(), "L").save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+
+    def digest(self) -> str:
+        """Return the digest of size and raw pixels: that of the PNG depends on the machine's zlib."""
+        return hashlib.sha256(f"phantom {self.size} ".encode() + np.ascontiguousarray(self.draw()).tobytes()).hexdigest()
+
+
+class PhantomOptions(Part):
+    """Which phantoms to draw and what to ask of them."""
+
+    ask: Literal["caption", "questions"] = "questions"
+    """One sample an image with its caption, or one sample a question."""
+    count: Annotated[int, Field(ge=1, lt=1 << _PLACE_BITS)] | None = None
+    """Images in the split; 2000 for training, 100 for validation and 300 for the test where it is not given."""
+    seed: Annotated[int, Field(ge=0, lt=1 << _STREAM_BITS)] = 0
+    """The stream: another one has other images, in every split."""
+    size: Annotated[int, Field(ge=32, le=512)] = 64
+    """Width and height of the image in pixels."""
+    modalities: tuple[Literal["CT", "MRI", "radiograph", "ultrasound"], ...] = MODALITIES
+    """Modalities to keep."""
+    question_types: tuple[QuestionType, ...] = QUESTION_TYPES
+    """Types of question to keep."""
+    per_type: Literal[1, 2] = 1
+    """1: each type is asked openly or closed; 2: in both ways."""
+
+
+def image_seed(split: str, stream: int, place: int) -> int:
+    """Return the 64-bit seed of an image; raises `UserError` for an unknown split."""
+    if split not in SPLITS:
+        raise UserError(f"phantom split {split!r} is unknown; the splits are {', '.join(SPLITS)}")
+    return SPLITS.index(split) << (_STREAM_BITS + _PLACE_BITS) | stream << _PLACE_BITS | place
+
+
+class PhantomReader:
+    """Draws the samples of a split; needs no data on disk."""
+
+    Options: ClassVar[type[BaseModel]] = PhantomOptions
+
+    def __init__(self, options: BaseModel) -> None:
+        self._options = PhantomOptions.model_validate(options.model_dump())
+
+    def read(self, context: ReadContext) -> Iterator[Sample]:
+        """Yield the samples of `context.split`; `data_dir` and `hub` mean nothing here."""
+        options = self._options
+        count = options.count if options.count is not None else DEFAULT_COUNTS.get(context.split, 0)
+        kept, place = 0, 0
+        # An empty choice of modalities would search for ever.
+        while kept < count and options.modalities:
+            facts = draw_facts(image_seed(context.split, options.seed, place))
+            place += 1
+            if facts.modality in options.modalities:
+                kept += 1
+                yield from self._samples_of(facts)
+
+    def _samples_of(self, facts: Facts) -> Iterator[Sample]:
+        name = f"phantom-{facts.seed:016x}"
+        images = (Image(id=name, source=PhantomSource(facts.seed, self._options.size)),)
+        groups = {"modality": facts.modality, "region": facts.region}
+        if self._options.ask == "caption":
+            yield Sample(id=name, images=images, references=(write_caption(facts),), groups=groups)
+            return
+        for question in ask_questions(facts, self._options.question_types, self._options.per_type):
+            yield Sample(
+                id=f"{name}-{question.question_type}-{question.answer_type}",
+                images=images,
+                references=(question.answer,),
+                question=question.text,
+                answer_type=question.answer_type,
+                groups={**groups, "question_type": question.question_type},
+            )
