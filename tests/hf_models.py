@@ -19,7 +19,7 @@ IMAGE_TOKENS = (IMAGE // PATCH) ** 2
 WORDS = (
     "is there a fracture in the left right lung liver heart yes no what where show this image normal abnormal "
     "chest ray mri ct scan describe pleural effusion side size large small ASSISTANT USER SYSTEM : ? . ,"
-).split()
+)
 
 
 def build_tokenizer():
@@ -35,7 +35,7 @@ def build_tokenizer():
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" ".join(WORDS)] * 10, trainer)
+    tokenizer.train_from_iterator([WORDS] * 10, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
@@ -73,7 +73,8 @@ def build_llava(
             patch_size=PATCH,
         ),
         text_config=LlamaConfig(
-            hidden_size=hidden, intermediate_size=3 * hidden // 2, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
+            hidden_size=hidden, intermediate_size=3 * hidden // 2, num_hidden_layers=layers,
+            num_attention_heads=4, num_key_value_heads=2,
             vocab_size=len(tokenizer), max_position_embeddings=CONTEXT, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         ),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),

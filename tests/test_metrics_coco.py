@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import subprocess
 import zipfile
 from pathlib import Path
@@ -137,13 +138,13 @@ def test_common_subsequence_is_rapidfuzz_s(roco):
 
 @needs_data
 def test_tokens_are_pycocoevalcap_s(roco):
-    """Their tokenizer sees our fence after each caption as well, because its tokens depend on the next caption."""
+    """All but those whose tokens theirs decides by the first letter of the next caption."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 
     captions = [" ".join(case.sample.references[0].splitlines()) for case in roco]
+    jar = find_jar("tokenizer", "stanford-corenlp-3.4.1.jar")
     lines = subprocess.run(
-        [str(find_java()), "-cp", str(find_jar("tokenizer", "stanford-corenlp-3.4.1.jar"))]
-        + ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"],
+        [find_java(), *java.FLAGS, "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"],
         input="\n".join(captions).encode(),
         capture_output=True,
         check=True,
@@ -155,7 +156,7 @@ def test_tokens_are_pycocoevalcap_s(roco):
     different = [caption for caption, a, b in zip(captions, ours, theirs, strict=False) if a != b]
     # Only where a caption ends in an abbreviation's or an initial's period, which they judge by the next caption.
     assert len(different) <= 3
-    assert all(caption.rstrip().endswith((" B.", " I.", " H.")) for caption in different)
+    assert all(re.search(r"\b[A-Z]\.\W*$", caption) for caption in different), different
 
 
 def test_a_caption_s_tokens_do_not_depend_on_its_neighbours():
@@ -170,11 +171,12 @@ HOSTILE = {
     "a\u2028b\u2029c\x85d": "a b c d",
     "a\x0bb\x0cc\x1cd\x1de\x1ef": "a b c d e f",
     "line\nline\n": "line line",
-    "|||": "|||",
+    "|||": "| | |",
     "": "",
     " \t ": "",
     "...": "",
-    "?!.,;:": "",
+    "?!": "?!",  # one token, which their list of punctuation does not have
+    ".,;:": "",
     "左肺有结节。": "左肺有结节 。",
     "The": "the",
     "\ud800 lone": "lone",

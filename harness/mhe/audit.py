@@ -18,7 +18,7 @@ from pydantic import Field
 
 from mhe.documents.base import Part
 from mhe.errors import DataMissingError, UnknownNameError
-from mhe.image_hashes import key_of, near_pairs, read_facts
+from mhe.image_hashes import key_of, near_pairs, near_pairs_within, read_facts
 from mhe.images import FileSource
 from mhe.samples import load_samples
 
@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from mhe.values import Image, Sample
 
 THRESHOLD = 4
-"""Bits of 64 in which near-duplicates may differ. Two unrelated radiographs of one projection differ in ten or more."""
+"""Bits of 64 in which near-duplicates may differ.
+
+Measured on VQA-RAD: stored again at JPEG quality 60, or at half size, an image moved by at most 4 bits; of all pairs of
+its 315 images, none was nearer than 10.
+"""
 EXAMPLES = 10
 
 
@@ -293,7 +297,7 @@ def _look_within(part: _SplitData, facts: Mapping[Hashable, ImageFacts], thresho
     duplicates = sorted(tuple(sorted(group)) for group in names.values() if len(group) > 1)
     keys = list(part.hashes)
     hashes = np.array([part.hashes[key] for key in keys], dtype=np.uint64)
-    near = [(keys[i], keys[j], distance) for i, j, distance in near_pairs(hashes, hashes, threshold) if i < j]
+    near = [(keys[i], keys[j], distance) for i, j, distance in near_pairs_within(hashes, threshold)]
     seen = Counter(_key(sample, part) for sample in part.samples)
     answers: dict[tuple[object, ...], set[str]] = defaultdict(set)
     for shown, question, answer in seen:

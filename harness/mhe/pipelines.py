@@ -15,7 +15,6 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -35,11 +34,9 @@ from mhe.checkpoints import (
 )
 from mhe.digests import cache_dir, digest_of
 from mhe.documents.base import problems_of
-from mhe.documents.checkpoint import Checkpoint, ModuleShare, TrainingCost, TrainingData
-from mhe.documents.model import Lineage
-from mhe.environment import describe_code, describe_environment
 from mhe.errors import BusyError, DocumentError, StorageError, UserError
 from mhe.protocols import BackendContext, InputModel, RecipeJob
+from mhe.provenance import describe_step
 from mhe.run_folder import locked, write_atomically
 from mhe.training_data import TrainingSet, load_training_set
 
@@ -49,6 +46,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from mhe.catalog import Catalog
+    from mhe.documents.checkpoint import Checkpoint
     from mhe.documents.model import ModelSpec
     from mhe.documents.pipeline import TrainingChoice
     from mhe.protocols import Recipe, RecipeFactory, RecipeResult
@@ -215,11 +213,10 @@ def run_plan(catalog: Catalog, plan: StepPlan, place: StepPlace) -> StepOutcome:
     if done := _finished(plan, place):
         return done
     with locked(root / WORK_FOLDER / name, f"making the checkpoint {name}"):
-        if done := _finished(plan, place):
-            return done
         work = _work_folder(plan, place)
         with locked(work, f"running the step {name}"):
-            outcome = _finished(plan, place) or _run_locked(catalog, plan, place, work)
+            # Another process may have finished it since.
+            outcome = _finished(plan, place) or _linked(plan, place) or _run_locked(catalog, plan, place, work)
             remove_work(work)
         _remove_stale_work(plan, place)
         remove_work(root / WORK_FOLDER / name)
@@ -227,7 +224,7 @@ def run_plan(catalog: Catalog, plan: StepPlan, place: StepPlace) -> StepOutcome:
 
 
 def _finished(plan: StepPlan, place: StepPlace) -> StepOutcome | None:
-    """The checkpoint where it is there already, under this name or another's."""
+    """The checkpoint where it is there already under this name. Raises `UserError` where another step's is."""
     name, seed = plan.step.name, plan.step.seed
     folder = checkpoint_folder(name, seed, place.directory)
     found = read_checkpoint(folder)
@@ -248,12 +245,19 @@ def _finished(plan: StepPlan, place: StepPlace) -> StepOutcome | None:
             f"{folder} holds {what}: data, options, base or recipe differ. Give --replace to make it anew, or "
             "another --name."
         )
+    return None
+
+
+def _linked(plan: StepPlan, place: StepPlace) -> StepOutcome | None:
+    """An equal step's result under another name, given this name as well."""
+    name, seed = plan.step.name, plan.step.seed
+    folder = checkpoint_folder(name, seed, place.directory)
     twin = find_step(plan.digest, place.directory)
     if twin is None or changed_files(*twin):
         return None
     place.say(f"{name}@{seed}: the same step was finished as {twin[1].name}@{twin[1].seed}; its files are linked.")
-    linked = twin[1].model_copy(update={"name": name, "seed": seed})
-    written = adopt_checkpoint(folder, twin[0], linked, replace=place.replace)
+    renamed = twin[1].model_copy(update={"name": name, "seed": seed})
+    written = adopt_checkpoint(folder, twin[0], renamed, replace=place.replace)
     return StepOutcome("linked", written, folder, model_of(folder, written))
 
 
@@ -283,9 +287,18 @@ def _run_locked(catalog: Catalog, plan: StepPlan, place: StepPlace, work: Path) 
         for path in sorted(job_folder.glob("curve.*"))
         if path.suffix in (".svg", ".csv", ".json")
     }
-    written = write_checkpoint(
-        folder, result.model_folder, _draft(plan, place, result), replace=place.replace, curve=texts
+    draft = describe_step(
+        name=plan.step.name,
+        seed=plan.step.seed,
+        digest=plan.digest,
+        recipe=plan.recipe,
+        options=plan.options,
+        base=plan.base,
+        data=plan.data,
+        result=result,
+        command=place.command,
     )
+    written = write_checkpoint(folder, result.model_folder, draft, replace=place.replace, curve=texts)
     return StepOutcome("trained", written, folder, model_of(folder, written))
 
 
@@ -303,72 +316,6 @@ def _job(catalog: Catalog, plan: StepPlan, place: StepPlace, folder: Path, *, dr
         architectures=catalog.architectures,
         offline=place.offline,
         dry_run=dry_run,
-    )
-
-
-def _draft(plan: StepPlan, place: StepPlace, result: RecipeResult) -> Checkpoint:
-    """The provenance, but for the files, which `write_checkpoint` hashes."""
-    parent = plan.base.spec
-    parent_name = f"{parent.name}@{parent.seed}" if parent.seed is not None else parent.name
-    data = plan.data
-    trained_on = f"{data.train_record.task} {data.train_record.split}" if data else None
-    own = Lineage(
-        recipe=plan.recipe.name,
-        parent=parent_name,
-        parent_fingerprint=plan.base.fingerprint,
-        seed=plan.step.seed,
-        data=trained_on,
-    )
-    return Checkpoint(
-        name=plan.step.name,
-        seed=plan.step.seed,
-        backend=result.backend,
-        model_folder="",
-        options=dict(result.options),
-        recipe=plan.recipe.name,
-        recipe_version=plan.recipe.version,
-        recipe_options=plan.options.model_dump(mode="json"),
-        step_digest=plan.digest,
-        parent=parent_name,
-        parent_location=parent.location,
-        parent_fingerprint=plan.base.fingerprint,
-        lineage=(own, *parent.lineage),
-        fingerprint="",
-        files={},
-        bytes_on_disk=0,
-        data=_describe_data(data),
-        parameters=result.parameters,
-        trainable_parameters=result.trainable_parameters,
-        modules=tuple(
-            ModuleShare(name=name, total=total, trainable=trained)
-            for name, (total, trained) in result.modules.items()
-        ),
-        cost=TrainingCost(
-            seconds=result.seconds,
-            samples_per_second=result.samples_per_second,
-            peak_host_bytes=result.peak_host_bytes,
-            peak_device_bytes=result.peak_device_bytes,
-            device=result.device,
-        ),
-        history=tuple(dict(entry) for entry in result.history),
-        loads_in=tuple(result.loads_in),
-        needs_class=result.needs_class,
-        notes=tuple(result.notes),
-        environment=describe_environment(),
-        code=describe_code(),
-        command=place.command,
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-def _describe_data(data: TrainingSet | None) -> TrainingData | None:
-    if data is None:
-        return None
-    return TrainingData(
-        train=data.train_record,
-        validation=data.validation_record,
-        dropped_pairs=data.guard.dropped_pairs,
-        shared_images=data.guard.shared_images,
     )
 
 

@@ -7,10 +7,12 @@ the entry points, and call the hooks, one plugin at a time.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.metadata
+import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -20,6 +22,7 @@ from mhe import hookspecs
 
 GROUP = "mhe"
 FIRST_PARTY = "mhe"
+UNKNOWN = "unknown distribution"
 T = TypeVar("T")
 
 
@@ -55,6 +58,25 @@ class PluginInfo:
         """Registered, and nothing of it refused so far."""
         return not self.problems
 
+    def report(self, message: str, hint: str = "", details: str = "") -> None:
+        """Add a problem."""
+        self.problems.append(PluginProblem(self.name, self.distribution, message, hint, details))
+
+
+@dataclass(frozen=True, slots=True)
+class HookFunction:
+    """What one plugin does for one hook."""
+
+    plugin: PluginInfo
+    function: Callable[..., object]
+    arguments: tuple[str, ...]
+    """The hook's arguments that the function takes; pluggy lets a plugin leave some out."""
+
+    def call(self, **values: object) -> object:
+        """Call it with those of the values that it takes. What it prints goes to stderr: stdout is for results."""
+        with contextlib.redirect_stdout(sys.stderr):
+            return self.function(**{name: values[name] for name in self.arguments})
+
 
 @dataclass(slots=True)
 class PluginSet:
@@ -62,8 +84,9 @@ class PluginSet:
 
     manager: pluggy.PluginManager
     plugins: list[PluginInfo]
-    objects: dict[str, object]
-    """Registered plugin objects by name, in the order of calling: ours first, then by distribution and name."""
+    """Every announced plugin in the order of calling: ours first, then by distribution and name."""
+    functions: dict[str, list[HookFunction]]
+    """By hook, in the order of calling."""
 
     @property
     def problems(self) -> list[PluginProblem]:
@@ -71,74 +94,132 @@ class PluginSet:
         return [problem for plugin in self.plugins for problem in plugin.problems]
 
 
+def hook_names() -> list[str]:
+    """Every hook that `mhe.hookspecs` declares, in its order."""
+    marker = f"{hookspecs.PROJECT}_spec"
+    return [name for name, value in vars(hookspecs).items() if hasattr(value, marker)]
+
+
 def create_manager(entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> PluginSet:
-    """Load every plugin of the group `mhe`; nothing that one of them does can fail the call, except an interruption."""
+    """Load every plugin of the group `mhe`; nothing that one of them does can fail the call, except an interruption.
+
+    `entry_points` replaces the installed ones, for tests.
+    """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     found = PluginSet(manager, [], {})
-    points = importlib.metadata.entry_points(group=GROUP) if entry_points is None else entry_points
+    points = installed_entry_points(found) if entry_points is None else entry_points
     owners: dict[str, PluginInfo] = {}
-    for point in sorted(points, key=_order):
-        info = PluginInfo(point.name, _distribution(point), point.dist.version if point.dist else "", point.value)
-        if (owner := owners.get(point.name)) is not None:
-            if (owner.distribution, owner.place) == (info.distribution, info.place):
-                # One distribution seen twice, as an editable install beside its own metadata.
-                continue
-            message = f"the name {point.name!r} is taken by {owner.distribution}; both announce it."
-            info.problems.append(_problem(info, message, f"Uninstall one: pip uninstall {info.distribution}"))
-            found.plugins.append(info)
+    known: dict[int, tuple[str, str]] = {}
+    described = [(_distribution(point, known), point) for point in points]
+    for (distribution, version), point in sorted(described, key=_order):
+        info = PluginInfo(point.name, distribution, version, point.value)
+        owner = owners.setdefault(point.name, info)
+        if owner is not info and (owner.distribution, owner.place) == (info.distribution, info.place):
+            # One distribution seen twice, as an editable install beside its own metadata.
             continue
-        owners[point.name] = info
         found.plugins.append(info)
-        _load(point, info, found)
+        if owner is info:
+            _load(point, info, found)
+        else:
+            message = f"the entry-point name {point.name!r} is taken by {owner.distribution}; both announce it."
+            info.report(message, f"Uninstall one: pip uninstall {info.distribution}")
     return found
 
 
-def _order(point: importlib.metadata.EntryPoint) -> tuple[bool, str, str]:
-    distribution = _distribution(point)
-    return (distribution != FIRST_PARTY, distribution, point.name)
-
-
-def _distribution(point: importlib.metadata.EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else "unknown distribution"
-
-
-def _problem(info: PluginInfo, message: str, hint: str = "", details: str = "") -> PluginProblem:
-    return PluginProblem(info.name, info.distribution, message, hint, details)
-
-
-def _load(point: importlib.metadata.EntryPoint, info: PluginInfo, found: PluginSet) -> None:
+def installed_entry_points(found: PluginSet) -> list[importlib.metadata.EntryPoint]:
+    """The announced plugins of every installed distribution; unreadable metadata is a problem of its distribution."""
     try:
-        plugin = point.load()
+        return list(importlib.metadata.entry_points(group=GROUP))
+    except Exception:  # noqa: BLE001 - one unreadable entry_points.txt fails the call for all distributions
+        points: list[importlib.metadata.EntryPoint] = []
+    for distribution in importlib.metadata.distributions():
+        try:
+            points += distribution.entry_points.select(group=GROUP)
+        except Exception as error:  # noqa: BLE001 - the parsers raise what they meet
+            name = _text(lambda d=distribution: d.name) or UNKNOWN  # type: ignore[misc]
+            info = PluginInfo("?", name, "", "entry_points.txt")
+            info.report(f"its entry_points.txt cannot be read: {type(error).__name__}: {error}", "Install it again.")
+            found.plugins.append(info)
+    return points
+
+
+def _order(described: tuple[tuple[str, str], importlib.metadata.EntryPoint]) -> tuple[bool, str, str, str]:
+    (distribution, _), point = described
+    return (distribution != FIRST_PARTY, distribution.lower(), point.name, point.value)
+
+
+def _distribution(point: importlib.metadata.EntryPoint, known: dict[int, tuple[str, str]]) -> tuple[str, str]:
+    """Name and version. Metadata is parsed anew at each access, so they are kept by distribution."""
+    dist = point.dist
+    if dist is None:
+        return UNKNOWN, ""
+    if id(dist) not in known:
+        known[id(dist)] = (_text(lambda: dist.name) or UNKNOWN, _text(lambda: dist.version))
+    return known[id(dist)]
+
+
+def _text(read: Callable[[], str | None]) -> str:
+    """A field of a distribution's metadata; empty where the file is missing or damaged."""
+    try:
+        return read() or ""
+    except (KeyError, OSError, UnicodeError, ValueError):
+        return ""
+
+
+@contextlib.contextmanager
+def _blamed(info: PluginInfo, message: str, hint: str = "") -> Iterator[None]:
+    """Turn whatever a plugin raises into a problem of its own: also SystemExit, never an interruption."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 - a plugin may raise anything, SystemExit included
-        message = f"does not import: {type(error).__name__}: {error}"
-        hint = f"Mend it, or: pip uninstall {info.distribution}"
-        info.problems.append(_problem(info, message, hint, traceback.format_exc()))
+        info.report(f"{message}{type(error).__name__}: {error}", hint, traceback.format_exc())
+
+
+def _load(point: importlib.metadata.EntryPoint, info: PluginInfo, found: PluginSet) -> None:
+    plugin: object = None
+    with _blamed(info, "does not import: ", f"Mend it, or: pip uninstall {info.distribution}"):
+        plugin = point.load()
+    if info.problems:
         return
-    if problem := _misnamed_hook(plugin, info):
-        info.problems.append(problem)
-    try:
-        found.manager.register(plugin, name=info.name)
-    except (pluggy.PluginValidationError, ValueError) as error:
-        if found.manager.is_registered(plugin):
+    with _blamed(info, "does not fit the hooks: ", "See docs/hooks.md."):
+        misnamed = _misnamed_hooks(plugin)
+        for name, hint in misnamed.items():
+            info.report(f"{name} is marked as a hook, and there is no such hook.", hint)
+        if not misnamed:
+            found.manager.register(plugin, name=info.name)
+    if info.problems:
+        # pluggy keeps a plugin that it found unfit; one that was there before under another name stays.
+        if found.manager.get_plugin(info.name) is plugin and plugin is not None:
             found.manager.unregister(plugin)
-        info.problems.append(_problem(info, f"does not fit the hooks: {error}", "See docs/hooks.md."))
         return
-    info.hooks = tuple(caller.name for caller in found.manager.get_hookcallers(plugin) or [] if caller.spec)
-    found.objects[info.name] = plugin
+    for caller in found.manager.get_hookcallers(plugin) or []:
+        for implementation in caller.get_hookimpls():
+            if implementation.plugin is plugin and caller.spec is not None:
+                function = HookFunction(info, implementation.function, tuple(implementation.argnames))
+                found.functions.setdefault(caller.name, []).append(function)
+                info.hooks = (*info.hooks, caller.name)
 
 
-def _misnamed_hook(plugin: object, info: PluginInfo) -> PluginProblem | None:
-    """A function that is marked as a hook and has no hook's name would never be called, and nobody would know."""
-    known = [name for name in dir(hookspecs) if hasattr(getattr(hookspecs, name), "mhe_spec")]
+def _misnamed_hooks(plugin: object) -> dict[str, str]:
+    """Marked functions that no hook bears the name of, with a hint each: nobody would ever call them.
+
+    `hookimpl(optionalhook=True)` marks one that only another version of mhe knows.
+    """
+    known = hook_names()
+    problems = {}
     for name in dir(plugin):
-        if hasattr(getattr(plugin, name, None), "mhe_impl") and name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {close[0]}?" if close else f"Hooks: {', '.join(known)}."
-            return _problem(info, f"{name} is marked as a hook, and there is no such hook.", hint)
-    return None
+        options: Mapping[str, object] | None = getattr(getattr(plugin, name, None), f"{hookspecs.PROJECT}_impl", None)
+        if not isinstance(options, Mapping) or options.get("optionalhook"):
+            continue
+        hook = str(options.get("specname") or name)
+        if hook not in known:
+            close = difflib.get_close_matches(hook, known, n=1)
+            problems[hook] = f"Did you mean {close[0]}?" if close else f"Hooks: {', '.join(known)}."
+    return problems
 
 
 def call_each(found: PluginSet, hook: str, kind: type[T] | tuple[type, ...]) -> list[tuple[PluginInfo, T]]:
@@ -147,23 +228,29 @@ def call_each(found: PluginSet, hook: str, kind: type[T] | tuple[type, ...]) -> 
     A plugin that raises, or returns something else than a list of `kind`, gets a problem and gives nothing.
     """
     results: list[tuple[PluginInfo, T]] = []
-    for info in found.plugins:
-        if hook not in info.hooks or info.name not in found.objects:
-            continue
-        try:
-            items = getattr(found.objects[info.name], hook)()
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001 - a plugin may raise anything
-            message = f"{hook} raised {type(error).__name__}: {error}"
-            info.problems.append(_problem(info, message, details=traceback.format_exc()))
-            continue
-        if isinstance(items, str) or not isinstance(items, Sequence):
-            info.problems.append(_problem(info, f"{hook} returned {type(items).__name__}, not a list"))
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    wanted = f"a list of {kinds[0].__name__}"
+    for hook_function in found.functions.get(hook, []):
+        info = hook_function.plugin
+        items: object = ()
+        with _blamed(info, f"{hook} raised "):
+            items = hook_function.call()
+        if isinstance(items, str | bytes) or not isinstance(items, Sequence):
+            info.report(f"{hook} returned {type(items).__name__}, where {wanted} belongs.", "See docs/hooks.md.")
             continue
         for item in items:
-            if isinstance(item, kind):
-                results.append((info, item))
+            if isinstance(item, kinds):
+                results.append((info, item))  # type: ignore[arg-type]
             else:
-                info.problems.append(_problem(info, f"{hook} returned a {type(item).__name__} in its list: {item!r}"))
+                message = f"{hook} returned {type(item).__name__} {_shown(item)} in its list, where {wanted} belongs."
+                info.report(message, "See docs/hooks.md.")
     return results
+
+
+def _shown(item: object) -> str:
+    """A short `repr`, also of things whose own one raises."""
+    try:
+        text = repr(item)
+    except Exception:  # noqa: BLE001 - a plugin's own __repr__
+        return ""
+    return text if len(text) <= 60 else text[:59] + "…"

@@ -108,7 +108,8 @@ def load_training_set(
         task = tasks[choice.task]
         split = choice.split or task.train_split or ""
         found = load_samples(catalog, task, split=split, limit=choice.limit, data_dir=data_dir, offline=offline)
-        kept, guarded = _guard(task, split, _drawn(found.samples, choice.fraction, seed), evaluated)
+        usable = _without_broken(task, found.samples)
+        kept, guarded = _guard(task, split, _drawn(usable, choice.fraction, seed), evaluated)
         report += guarded
         part, kept = _validation_part(catalog, task, choice, kept, evaluated, seed, data_dir, offline=offline)
         train += _examples(task, _weighted(kept, choice.weight, seed), seed)
@@ -185,6 +186,11 @@ def _is_declared(task: TaskSpec, split: str, other: TaskSpec) -> bool:
     return task.name == other.name and any(pair == set(shared.splits) for shared in task.shared_images)
 
 
+def _without_broken(task: TaskSpec, samples: Sequence[Sample]) -> list[Sample]:
+    broken = {known.id for known in task.broken}
+    return [sample for sample in samples if sample.id not in broken]
+
+
 # ---------------------------------------------------------------- validation and mixing
 
 
@@ -204,7 +210,7 @@ def _validation_part(
     split = choice.validation_split or (VALIDATION_SPLIT if VALIDATION_SPLIT in task.splits else None)
     if split is not None and split not in (task.default_split, own):
         found = load_samples(catalog, task, split=split, limit=choice.limit, data_dir=data_dir, offline=offline)
-        kept, _ = _guard(task, split, found.samples, evaluated)
+        kept, _ = _guard(task, split, _without_broken(task, found.samples), evaluated)
         return SampleSet(task, split, kept, found.record, found.data_dir), train
     held, rest = _split_by_image(train, VALIDATION_FRACTION, seed)
     record = DataRecord(task=task.key, split=f"{own} ({VALIDATION_FRACTION:.0%} of images, seed {seed})", digest="",

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mhe import BackendFactory
-
     from mhe_hf.architectures import ARCHITECTURES, MODULES, architecture_of, module_names, module_of, module_parameters
     from mhe_hf.backend import HfBackend
     from mhe_hf.collation import Collator
@@ -24,7 +23,14 @@ if TYPE_CHECKING:
     from mhe_hf.training_inputs import collate_training
 
 _HOMES = {
-    "mhe_hf.architectures": ("ARCHITECTURES", "MODULES", "architecture_of", "module_names", "module_of", "module_parameters"),
+    "mhe_hf.architectures": (
+        "ARCHITECTURES",
+        "MODULES",
+        "architecture_of",
+        "module_names",
+        "module_of",
+        "module_parameters",
+    ),
     "mhe_hf.backend": ("HfBackend",),
     "mhe_hf.collation": ("Collator",),
     "mhe_hf.conversations": ("render_prompt",),
@@ -36,10 +42,10 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ARCHITECTURES",
+    "MODULES",
     "Collator",
     "HfBackend",
     "HfOptions",
-    "MODULES",
     "architecture_of",
     "collate_training",
     "load_model",

@@ -42,7 +42,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             vision=("model.visual",),
             fusion=("model.visual.merger",),
             language=("model.language_model", "lm_head"),
-            notes="attn.qkv of the vision blocks is fused; the text configuration has no head_dim: heads cannot be fewer.",
+            notes="Vision attn.qkv is fused; the text configuration has no head_dim, so heads cannot be fewer.",
         ),
         Architecture(
             model_type="mllama",
@@ -59,7 +59,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         Architecture(
             model_type="vision-encoder-decoder",
             vision=("encoder",),
-            fusion=("decoder.transformer.h.*.crossattention", "decoder.transformer.h.*.ln_cross_attn", "enc_to_dec_proj"),
+            fusion=(
+                "decoder.transformer.h.*.crossattention",
+                "decoder.transformer.h.*.ln_cross_attn",
+                "enc_to_dec_proj",
+            ),
             language=("decoder",),
             notes="ViT and GPT-2: attn.c_attn of the decoder is fused.",
         ),

@@ -10,19 +10,19 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, ClassVar
 
-from mhe import BackendDescription, Failure, ModelUnusableError, Response
-
+from mhe import BackendDescription, Failure, Response
 from mhe_hf.locations import find_location, fingerprint_of
 from mhe_hf.options import HfOptions
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
+    from pydantic import BaseModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from mhe import BackendContext, ModelSpec, Request
     from mhe_hf.collation import Batch, Collator
     from mhe_hf.generation import Answer
-    from pydantic import BaseModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 VERSION = "1"
 """Raised when a change here can change an answer."""

@@ -28,9 +28,7 @@ def form_batches(requests: Sequence[Request], size: int) -> list[tuple[Request, 
     return batches
 
 
-def pending_batches(
-    requests: Sequence[Request], size: int, pending: Collection[str]
-) -> list[tuple[Request, ...]]:
+def pending_batches(requests: Sequence[Request], size: int, pending: Collection[str]) -> list[tuple[Request, ...]]:
     """The batches that hold a pending sample, whole: answered samples run again beside their old neighbours."""
     wanted = set(pending)
     return [batch for batch in form_batches(requests, size) if any(r.sample_id in wanted for r in batch)]

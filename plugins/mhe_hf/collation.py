@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mhe import Failure, SampleError, SampleModelError, open_image
-
 from mhe_hf.conversations import adds_special_tokens, render_prompt
 from mhe_hf.image_cache import KEY, CachingImageProcessor, ImageCache, placeholder, with_image_processor
 
@@ -21,8 +20,9 @@ if TYPE_CHECKING:
 
     import PIL.Image
     import torch
-    from mhe import Image, Request
     from transformers import PreTrainedConfig, ProcessorMixin
+
+    from mhe import Image, Request
 
 CHARACTERS_PER_TOKEN = 4
 """A text with more characters than this times the context is measured alone, before its neighbours are padded to it."""

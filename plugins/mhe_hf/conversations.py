@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from mhe import SampleModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mhe import Message
     from transformers import ProcessorMixin
+
+    from mhe import Message
+
+_control_tokens: WeakKeyDictionary[ProcessorMixin, tuple[str, ...]] = WeakKeyDictionary()
+"""Asked for with every prompt, and the same for each."""
 
 
 def render_prompt(processor: ProcessorMixin, messages: Sequence[Message]) -> str:
@@ -34,7 +39,7 @@ def render(processor: ProcessorMixin, messages: Sequence[Message], *, is_open: b
                 f"the {message.role}'s text holds {found[0]!r}, a control token of this model, which would not be read "
                 "as text"
             )
-    conversation = [
+    conversation: list[dict[str, Any]] = [
         {
             "role": message.role,
             "content": [*({"type": "image"} for _ in range(message.images)), {"type": "text", "text": message.text}],
@@ -50,14 +55,14 @@ def render(processor: ProcessorMixin, messages: Sequence[Message], *, is_open: b
 
 def control_tokens(processor: ProcessorMixin) -> tuple[str, ...]:
     """Texts that the tokenizer reads as commands: special tokens and placeholders of images."""
-    known = getattr(processor, "_mhe_control_tokens", None)
+    known = _control_tokens.get(processor)
     if known is None:
         tokenizer = processor.tokenizer
         names = ("image_token", "video_token", "audio_token")
         places = [getattr(processor, name, None) for name in names]
         every = {token for token in [*tokenizer.all_special_tokens, *places] if isinstance(token, str)}
         known = tuple(sorted(token for token in every if token.strip()))
-        processor._mhe_control_tokens = known  # noqa: SLF001 - computed once: it is asked for every prompt
+        processor._mhe_control_tokens = known
     return tuple(known)
 
 

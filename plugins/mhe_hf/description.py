@@ -9,8 +9,9 @@ import torch
 from mhe_hf.architectures import module_parameters, parameter_size
 
 if TYPE_CHECKING:
-    from mhe_hf.options import HfOptions
     from transformers import PreTrainedModel
+
+    from mhe_hf.options import HfOptions
 
 
 class LoadedFacts(TypedDict):

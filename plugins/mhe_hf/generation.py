@@ -13,8 +13,9 @@ from mhe_hf.sampling import SeededSampling
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mhe_hf.collation import Batch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from mhe_hf.collation import Batch
 
 KEPT_SETTINGS = (
     "bos_token_id",
@@ -61,17 +62,25 @@ class RowEnds(StoppingCriteria):
         self._prompt_length = prompt_length
         self.ends: list[int | None] = [None] * len(rooms)
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> torch.BoolTensor:
+    def __call__(
+        self,
+        input_ids: torch.LongTensor,
+        scores: torch.FloatTensor,  # noqa: ARG002 - transformers passes them
+        **kwargs: object,  # noqa: ARG002
+    ) -> torch.BoolTensor:
         """True for the rows that have ended."""
         generated = input_ids.shape[1] - self._prompt_length
-        texts = self._tokenizer.batch_decode(input_ids[:, self._prompt_length :], skip_special_tokens=True) if self._stop else ()
+        texts = (
+            self._tokenizer.batch_decode(input_ids[:, self._prompt_length :], skip_special_tokens=True)
+            if self._stop
+            else ()
+        )
         for row, room in enumerate(self._rooms):
             is_full = room is not None and generated >= room
             is_stopped = bool(self._stop) and any(stop in texts[row] for stop in self._stop)
             if self.ends[row] is None and (is_full or is_stopped):
                 self.ends[row] = generated
-        done = torch.tensor([end is not None for end in self.ends], device=input_ids.device)
-        return done  # type: ignore[return-value]
+        return torch.tensor([end is not None for end in self.ends], device=input_ids.device)  # type: ignore[return-value]
 
 
 def answer_batch(
@@ -94,7 +103,7 @@ def answer_batch(
             SeededSampling(seeds, temperature=asked.temperature, top_p=asked.top_p, prompt_length=prompt_length)
         )
     with torch.inference_mode():
-        output = model.generate(
+        output = model.generate(  # type: ignore[operator]
             **inputs,
             max_new_tokens=min(asked.max_new_tokens, longest),
             logits_processor=processors,

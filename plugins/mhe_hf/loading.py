@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mhe import MissingExtraError, ModelUnusableError
-
 from mhe_hf.architectures import architecture_of
 from mhe_hf.locations import Location, find_location
 from mhe_hf.options import HfOptions
@@ -14,8 +13,9 @@ from mhe_hf.weight_files import check_folder
 
 if TYPE_CHECKING:
     import torch
-    from mhe import ModelSpec
     from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+    from mhe import ModelSpec
 
 
 def load_model(
@@ -52,13 +52,11 @@ def load_processor(spec: ModelSpec, options: HfOptions | None = None, *, offline
     location = find_location(spec, offline=offline)
     arguments = {**_source_arguments(location, offline=offline), "trust_remote_code": options.trust_remote_code}
     try:
-        processor = AutoProcessor.from_pretrained(location.source, **arguments)
+        processor: ProcessorMixin = AutoProcessor.from_pretrained(location.source, **arguments)
         if isinstance(processor, ProcessorMixin) and hasattr(processor, "image_processor"):
-            wanted = AutoImageProcessor.from_pretrained(
-                location.source, backend=options.image_processor, **arguments
-            )
+            wanted = AutoImageProcessor.from_pretrained(location.source, backend=options.image_processor, **arguments)
             processor.image_processor = wanted
-    except Exception as error:  # noqa: BLE001 - third-party files fail in every way; all of them mean the same here
+    except Exception as error:
         raise _unusable(spec, "its processor cannot be loaded", error) from error
     _check_processor(spec, processor, options)
     return processor
@@ -86,21 +84,19 @@ def _check_processor(spec: ModelSpec, processor: object, options: HfOptions) -> 
         )
 
 
-def _load_configuration(
-    spec: ModelSpec, location: Location, options: HfOptions, *, offline: bool
-) -> PreTrainedConfig:
+def _load_configuration(spec: ModelSpec, location: Location, options: HfOptions, *, offline: bool) -> PreTrainedConfig:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     try:
-        configuration = AutoConfig.from_pretrained(
+        configuration: PreTrainedConfig = AutoConfig.from_pretrained(
             location.source,
             trust_remote_code=options.trust_remote_code,
             **_source_arguments(location, offline=offline),
         )
-    except Exception as error:  # noqa: BLE001 - see load_processor
+    except Exception as error:
         raise _unusable(spec, "its configuration cannot be read", error) from error
     has_own_code = "AutoModelForImageTextToText" in (getattr(configuration, "auto_map", None) or {})
-    if type(configuration) not in AutoModelForImageTextToText._model_mapping and not has_own_code:  # noqa: SLF001
+    if type(configuration) not in AutoModelForImageTextToText._model_mapping and not has_own_code:
         raise ModelUnusableError(
             f"model {spec.name}: models of type {configuration.model_type!r} do not take images and text "
             "(transformers' AutoModelForImageTextToText does not know it), so it cannot be asked about images."
@@ -128,19 +124,20 @@ def _load_weights(
         arguments["quantization_config"] = quantization_of(options, configuration)
         arguments.setdefault("device_map", {"": str(chosen_device(options))})
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             location.source, output_loading_info=True, **arguments
         )
-    except Exception as error:  # noqa: BLE001 - see load_processor
+    except Exception as error:
         raise _unusable(spec, "its weights cannot be loaded", error) from error
+    model: PreTrainedModel = loaded[0]
+    report = loaded[1]
     lacking = sorted(report["missing_keys"]) + sorted(str(item) for item in report.get("mismatched_keys", ()))
     if lacking:
         raise ModelUnusableError(
             f"model {spec.name}: the checkpoint does not hold {len(lacking)} of the weights that its configuration "
             f"asks for ({', '.join(lacking[:3])}{', …' if len(lacking) > 3 else ''}); it would answer with noise."
         )
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
 
 
 def quantization_of(options: HfOptions, configuration: PreTrainedConfig) -> BitsAndBytesConfig:
@@ -165,7 +162,9 @@ def quantization_of(options: HfOptions, configuration: PreTrainedConfig) -> Bits
         load_in_4bit=True,
         bnb_4bit_quant_type=options.quantization,
         bnb_4bit_use_double_quant=options.double_quant,
-        bnb_4bit_compute_dtype=getattr(torch, options.dtype) if options.dtype != "auto" else _saved_dtype(configuration),
+        bnb_4bit_compute_dtype=getattr(torch, options.dtype)
+        if options.dtype != "auto"
+        else _saved_dtype(configuration),
         llm_int8_skip_modules=skipped,
     )
 

@@ -92,7 +92,7 @@ def _commit_on_hub(repo: str, revision: str | None) -> str:
         raise ModelUnusableError(f"{repo} has no revision {revision!r} on the hub.") from None
     except RepositoryNotFoundError:
         raise ModelUnusableError(
-            f"there is no model {repo!r} on the hub, or it is private (then: hf auth login), and no folder of that name."
+            f"there is no model {repo!r} on the hub (or it is private: hf auth login), and no folder of that name."
         ) from None
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         # httpx's and requests' connection errors are neither one class nor, all of them, OSErrors.

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mhe import Message, SampleModelError, TrainingExample, open_image
-
 from mhe_hf.conversations import adds_special_tokens, control_tokens, render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
-    from mhe import Image
     from transformers import ProcessorMixin
+
+    from mhe import Image
 
 IGNORED = -100
 """The label that the loss leaves out."""

@@ -18,7 +18,8 @@ PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 def check_folder(folder: Path, *, allow_pickle: bool) -> None:
     """Raise `ModelUnusableError` where the folder cannot hold a usable model: no configuration, no weights, missing
-    shards, a truncated or corrupt safetensors file, or pickles that were not asked for."""
+    shards, a truncated or corrupt safetensors file, or pickles that were not asked for.
+    """
     configuration = folder / "config.json"
     if not configuration.is_file():
         raise ModelUnusableError(f"{folder} has no config.json; give the folder that save_pretrained wrote.")

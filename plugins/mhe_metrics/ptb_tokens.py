@@ -51,7 +51,8 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
             f"the tokenizer gave {len(found) - 1} lines for {2 * len(lines)}, or in another order: nothing is scored "
             "rather than captions against their neighbours' references. Please report the captions."
         )
-    return [" ".join(token for token in line.split() if token not in DROPPED) for line in found[:-1:2]]
+    # Split at blanks only: a fraction such as "21 3/7" may come as one token with a no-break space inside.
+    return [" ".join(token for token in line.rstrip().split(" ") if token not in DROPPED) for line in found[:-1:2]]
 
 
 def _one_line(text: str) -> str:

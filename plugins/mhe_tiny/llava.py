@@ -75,7 +75,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForCondit
     config = LlavaConfig(
         vision_config=vision,
         text_config=language,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_index=tokenizer.get_vocab()[IMAGE_TOKEN],
         image_seq_length=PATCHES,
         # With four layers there is none to spare; the published models leave out the last of 24.
         vision_feature_layer=-1,

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mhe_tiny.turns import render_turn
+
 if TYPE_CHECKING:
     import torch
-    from mhe_tiny.lessons import Lesson
     from transformers import LlavaProcessor
+
+    from mhe_tiny.lessons import Lesson
 
 IGNORED = -100
 
@@ -29,6 +32,8 @@ class Batch:
     """(b, t)."""
     labels: torch.Tensor
     """(b, t): the answers' tokens, -100 elsewhere."""
+    weights: torch.Tensor
+    """(b, t): 1 / length of the answer at its tokens, 0 elsewhere, so that "yes" counts as much as a caption."""
     positions: torch.Tensor
     """(b, t)."""
     visible: torch.Tensor
@@ -55,7 +60,7 @@ class Packer:
         def column(index: int, filler: int) -> torch.Tensor:
             return torch.tensor([row[index] + [filler] * (length - len(row[index])) for row in rows])
 
-        blocks = column(3, -1)
+        blocks, lengths = column(3, -1), column(4, 0)
         same = blocks[:, None, :] == blocks[:, :, None]
         earlier = torch.ones(length, length, dtype=torch.bool).tril()
         visible = ((blocks[:, None, :] == 0) | same) & earlier
@@ -64,32 +69,32 @@ class Packer:
             pixels=pictures["pixel_values"],
             tokens=column(0, self._tokenizer.pad_token_id),
             labels=column(1, IGNORED),
+            weights=torch.where(lengths > 0, 1 / lengths.clamp(min=1), 0.0),
             positions=column(2, 0),
             visible=visible[:, None],
         )
 
-    def _row(self, lesson: Lesson) -> tuple[list[int], list[int], list[int], list[int]]:
-        """Tokens, labels, positions and blocks (0: prefix, 1 and up: turns) of one lesson."""
+    def _row(self, lesson: Lesson) -> tuple[list[int], ...]:
+        """Tokens, labels, positions, blocks (0: prefix, 1 and up: turns) and answer lengths of one lesson."""
         prefix = self._encode(*lesson.turns[0])[0]
         tokens, labels = list(prefix), [IGNORED] * len(prefix)
-        positions, blocks = list(range(len(prefix))), [0] * len(prefix)
+        positions, blocks, lengths = list(range(len(prefix))), [0] * len(prefix), [0] * len(prefix)
         for number, turn in enumerate(lesson.turns, start=1):
             _, body, answer = self._encode(*turn)
             tokens += body + answer
             labels += [IGNORED] * len(body) + answer
+            lengths += [0] * len(body) + [len(answer)] * len(answer)
             length = len(body) + len(answer)
             positions += range(len(prefix), len(prefix) + length)
             blocks += [number] * length
-        return tokens, labels, positions, blocks
+        return tokens, labels, positions, blocks, lengths
 
     def _encode(self, prompt: str, answer: str) -> tuple[list[int], list[int], list[int]]:
         """Prefix up to the last image token, rest of the prompt, and answer with its end, as token ids."""
         key = (prompt, answer)
         if key not in self._known:
-            user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-            reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-            opened = self._template([user], is_open=True)
-            whole = self._template([user, reply], is_open=False)
+            opened = self._tokens_of(render_turn(self._processor, prompt))
+            whole = self._tokens_of(render_turn(self._processor, prompt, answer))
             if whole[: len(opened)] != opened:
                 raise ValueError(f"the chat template does not continue the prompt {prompt!r}")
             at = opened.index(self._image)
@@ -97,6 +102,5 @@ class Packer:
             self._known[key] = (prefix, opened[at + 1 :], whole[len(opened) :])
         return self._known[key]
 
-    def _template(self, conversation: list[dict[str, object]], *, is_open: bool) -> list[int]:
-        text = self._processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=is_open)
+    def _tokens_of(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)

@@ -47,12 +47,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> PreTrainedT
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    unknown, begin, end, pad, _ = CONTROL_TOKENS
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
+        unk_token=unknown,
+        bos_token=begin,
+        eos_token=end,
+        pad_token=pad,
         extra_special_tokens=[IMAGE_TOKEN],
         padding_side="left",
         model_max_length=CONTEXT,

@@ -22,18 +22,19 @@ from mhe_tiny.packing import IGNORED, Batch, Packer
 from mhe_tiny.probe import FactProbe
 
 if TYPE_CHECKING:
-    from mhe_tiny.lessons import Lesson
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+    from mhe_tiny.lessons import Lesson
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How long and how fast to train."""
 
-    vision_steps: int = 700
-    vision_batch: int = 64
-    steps: int = 1100
-    batch: int = 32
+    vision_steps: int = 500
+    vision_batch: int = 48
+    steps: int = 1800
+    batch: int = 16
     rate: float = 2e-3
     """Highest learning rate, of both optimizers."""
     vision_rate: float = 6e-4
@@ -46,14 +47,20 @@ Report = Callable[[str, int, int, float], None]
 """Called as `report(stage, step, steps, loss)`."""
 
 
-def train(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
-    lessons: Iterator[Lesson],
-    plan: Plan,
-    report: Report,
-) -> None:
-    """Train the model in place on lessons taken from the iterator."""
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What both stages work with."""
+
+    model: LlavaForConditionalGeneration
+    processor: LlavaProcessor
+    lessons: Iterator[Lesson]
+    plan: Plan
+    report: Report
+
+
+def train(course: Course) -> None:
+    """Train the course's model in place, in float32."""
+    model, lessons = course.model, course.lessons
     model.train()
     first = list(islice(lessons, 512))
     answers: dict[str, set[str]] = {}
@@ -61,51 +68,39 @@ def train(
         for name, answer in lesson.facts.items():
             answers.setdefault(name, set()).add(answer)
     ordered = {name: sorted(values) for name, values in sorted(answers.items())}
-    probe = FactProbe(ordered, model.config.vision_config.hidden_size)
-    _train_vision(model, processor, probe, lessons, plan, report)
-    _train_whole(model, processor, probe, lessons, plan, report)
+    probe = FactProbe(ordered, model.model.vision_tower.config.hidden_size)
+    _train_vision(course, probe)
+    _train_whole(course, probe)
     model.eval()
 
 
-def _train_vision(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
-    probe: FactProbe,
-    lessons: Iterator[Lesson],
-    plan: Plan,
-    report: Report,
-) -> None:
+def _train_vision(course: Course, probe: FactProbe) -> None:
+    model, plan = course.model, course.plan
     named = [*model.model.vision_tower.named_parameters(), *probe.named_parameters(prefix="probe")]
     schedule = _Schedule([(named, plan.rate)], plan.vision_steps, plan.warm_up)
     for step in range(plan.vision_steps):
-        taken = list(islice(lessons, plan.vision_batch))
-        pictures = processor.image_processor([lesson.open() for lesson in taken], return_tensors="pt")
+        taken = list(islice(course.lessons, plan.vision_batch))
+        pictures = course.processor.image_processor([lesson.open() for lesson in taken], return_tensors="pt")
         loss = probe.loss(_see(model, pictures["pixel_values"]), [lesson.facts for lesson in taken])
         schedule.step(step, loss)
-        report("vision", step, plan.vision_steps, float(loss.detach()))
+        course.report("vision", step, plan.vision_steps, float(loss.detach()))
 
 
-def _train_whole(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
-    probe: FactProbe,
-    lessons: Iterator[Lesson],
-    plan: Plan,
-    report: Report,
-) -> None:
-    packer = Packer(processor, model.config.image_seq_length)
+def _train_whole(course: Course, probe: FactProbe) -> None:
+    model, plan = course.model, course.plan
+    packer = Packer(course.processor, model.config.image_seq_length)
     seeing = [*model.model.vision_tower.named_parameters(), *probe.named_parameters(prefix="probe")]
     seen = {id(parameter) for _, parameter in seeing}
     talking = [(name, value) for name, value in model.named_parameters() if id(value) not in seen]
     schedule = _Schedule([(talking, plan.rate), (seeing, plan.vision_rate)], plan.steps, plan.warm_up)
     for step in range(plan.steps):
-        taken = list(islice(lessons, plan.batch))
+        taken = list(islice(course.lessons, plan.batch))
         batch = packer.pack(taken)
         patches = _see(model, batch.pixels)
         loss = answer_loss(model, batch, patches)
         probed = probe.loss(patches, [lesson.facts for lesson in taken])
         schedule.step(step, loss + plan.probe_weight * probed)
-        report("whole", step, plan.steps, float(loss.detach()))
+        course.report("whole", step, plan.steps, float(loss.detach()))
 
 
 def _see(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
@@ -116,7 +111,7 @@ def _see(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Te
 
 
 def answer_loss(model: LlavaForConditionalGeneration, batch: Batch, patches: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy over the answers' tokens; the head is applied to their rows alone."""
+    """Return the mean cross-entropy over answers; the head is applied to the rows of their tokens alone."""
     language = model.model.language_model
     pictures = model.model.multi_modal_projector(patches)
     at_image = (batch.tokens == model.config.image_token_id)[..., None]
@@ -126,7 +121,9 @@ def answer_loss(model: LlavaForConditionalGeneration, batch: Batch, patches: tor
     ).last_hidden_state
     targets = batch.labels[:, 1:]
     asked = targets != IGNORED
-    return nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][asked]), targets[asked])
+    losses = nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][asked]), targets[asked], reduction="none")
+    weights = batch.weights[:, 1:][asked]
+    return (losses * weights).sum() / weights.sum()
 
 
 class _Schedule:
@@ -145,9 +142,7 @@ class _Schedule:
             taken = {id(parameter) for parameter in inner}
             rest = [parameter for _, parameter in named if id(parameter) not in taken]
             self._optimizers.append(torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.01))
-            self._optimizers.append(
-                torch.optim.Muon(inner, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-            )
+            self._optimizers.append(torch.optim.Muon(inner, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
             self._parameters += [parameter for _, parameter in named]
         self._rates = [[float(group["lr"]) for group in o.param_groups] for o in self._optimizers]
 
@@ -155,7 +150,7 @@ class _Schedule:
         """Backward, clip, and one step of each optimizer."""
         for optimizer in self._optimizers:
             optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_([p for p in self._parameters if p.grad is not None], 1.0)
         for optimizer, rates in zip(self._optimizers, self._rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):

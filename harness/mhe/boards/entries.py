@@ -104,10 +104,20 @@ def read_entry(folder: Path, entrant: str, task: str, seed: int) -> Entry:
     problems = [f"{p.name}: not part of an entry" for p in _strangers(folder)]
     if problems:
         raise DocumentError(str(folder), problems)
-    record = RunRecord.from_json(folder / RUN_FILE)
-    content = read_content(folder / SCORES_FILE)
+    problems, record, scores, content = [], None, None, b""
+    try:
+        record = RunRecord.from_json(folder / RUN_FILE)
+    except DocumentError as error:
+        problems += [f"{RUN_FILE}: {text}" for text in error.problems]
+    try:
+        content = read_content(folder / SCORES_FILE)
+        scores = parse_scores(content, str(folder / SCORES_FILE))
+    except DocumentError as error:
+        problems += [f"{SCORES_FILE}: {text}" for text in error.problems]
+    if record is None or scores is None:
+        raise DocumentError(str(folder), problems)
     digest = entry_digest((folder / RUN_FILE).read_bytes(), content)
-    return Entry(entrant, task, seed, record, parse_scores(content, str(folder / SCORES_FILE)), digest)
+    return Entry(entrant, task, seed, record, scores, digest)
 
 
 def _strangers(folder: Path) -> list[Path]:

@@ -93,8 +93,10 @@ def _panel(panel: Panel, quality: str, names: Sequence[str]) -> list[str]:
         _text((LEFT + right) / 2, bottom + 36, f"{panel.cost} (log scale)", INK, anchor="middle"),
         _text(LEFT - 44, TOP - 14, quality, INK),
     ]
-    for x in sorted({min(xs), max(xs)}):
-        lines.append(_text(x_of(x), bottom + 18, short_number(10**x, panel.cost), GREY, anchor="middle"))
+    lines += [
+        _text(x_of(x), bottom + 18, short_number(10**x, panel.cost), GREY, anchor="middle")
+        for x in sorted({min(xs), max(xs)})
+    ]
     lines += [_text(LEFT - 6, y_of(y) + 4, f"{y:.3f}", GREY, anchor="end") for y in sorted({min(ys), max(ys)})]
     by_name = {point.name: (x_of(x), y_of(y)) for point, x, y in zip(panel.points, xs, ys, strict=True)}
     joined = " ".join(f"{by_name[name][0]:.2f},{by_name[name][1]:.2f}" for name in panel.front)

@@ -11,7 +11,7 @@ from mhe.errors import UnknownNameError, UserError
 from mhe.protocols import MetricContext
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mhe.catalog import Catalog
     from mhe.documents.run import MetricRecord, RunRecord
@@ -42,7 +42,7 @@ def pin_task(
         raise UserError(
             f"profile {convention.name!r} is for {convention.kind} tasks; {task.name} is a {task.kind} task."
         )
-    pins = []
+    pins: list[MetricPin] = []
     for name in _metric_names(catalog, task, metrics):
         factory = catalog.metric(name)
         options = factory.Options()
@@ -57,6 +57,7 @@ def pin_task(
             )
         )
     shown = _shown_values(pins, metrics, task.primary)
+    pins = _used(pins, shown)
     pinned = generation or task.generation
     return BoardTask(
         task=task.key,
@@ -69,9 +70,9 @@ def pin_task(
         profile=convention.name,
         metrics=shown,
         primary=task.primary if task.primary in shown else shown[0],
-        pins=tuple(_used(pins, shown)),
+        pins=tuple(pins),
         generation=pinned,
-        settings=_settings(pinned, task.generation),
+        settings=_settings(catalog, pinned, pins, task),
         notes=_notes(task, split),
     )
 
@@ -136,7 +137,7 @@ def pin_run(
         primary=record.task.primary if record.task.primary in shown else shown[0],
         pins=tuple(_used(pins, shown)),
         generation=record.generation,
-        settings=_settings(record.generation, task.generation if task else None),
+        settings=_settings(catalog, record.generation, _used(pins, shown), task),
         notes=_notes(task, record.data.split) if task else (),
     )
 
@@ -151,14 +152,27 @@ def _pin_of(metric: MetricRecord) -> MetricPin:
     )
 
 
-def _settings(pinned: Generation, default: Generation | None) -> tuple[str, ...]:
-    """`generation.…=…` for everything that differs from the task's own; all of it where the task is unknown."""
-    usual = default.model_dump(mode="json") if default else {}
-    return tuple(
-        f"generation.{name}={json.dumps(value) if isinstance(value, list) else value}"
-        for name, value in pinned.model_dump(mode="json").items()
-        if name not in usual or usual[name] != value
-    )
+def _settings(
+    catalog: Catalog, pinned: Generation, pins: Sequence[MetricPin], task: TaskSpec | None
+) -> tuple[str, ...]:
+    """Options of `mhe eval` for everything that differs from the task's own; all of it where the task is unknown."""
+    options: list[str] = []
+    names = [pin.metric for pin in pins]
+    if task is None or not set(names) <= set(task.metrics):
+        options += ["--metrics", ",".join(names)]
+    usual = task.generation.model_dump(mode="json") if task else {}
+    options += _set_options("generation", pinned.model_dump(mode="json"), usual)
+    for pin in pins:
+        known = catalog.metric(pin.metric).Options() if pin.metric in catalog.metrics else None
+        usual = known.model_dump(mode="json") if known else {}
+        options += _set_options(f"metrics.{pin.metric}", pin.options, usual)
+    return tuple(options)
+
+
+def _set_options(scope: str, wanted: Mapping[str, object], usual: Mapping[str, object]) -> list[str]:
+    # JSON is YAML, which `--set` reads.
+    changed = [name for name, value in wanted.items() if name not in usual or usual[name] != value]
+    return [part for name in changed for part in ("--set", f"{scope}.{name}={json.dumps(wanted[name])}")]
 
 
 def _notes(task: TaskSpec, split: str) -> tuple[str, ...]:

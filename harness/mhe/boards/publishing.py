@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from mhe.boards.entries import EntryScores
     from mhe.boards.verification import MetricShelf
     from mhe.documents.board import BoardSpec, EntrantKind
 
@@ -109,7 +110,7 @@ def board_locked(path: Path) -> Iterator[None]:
 
 def _draft(board: BoardFolder, folder: Path, shelf: MetricShelf, admission: Admission) -> _Draft:
     candidate = judge_run(board, folder, shelf, entrant=admission.entrant, kind=admission.kind)
-    run_json = published_record(candidate).to_json().encode("utf-8")
+    run_json = published_record(candidate.record, candidate.scores).to_json().encode("utf-8")
     content = scores_content(candidate.scores)
     # What cannot be read back must not be written: ids that are texts, labels with control characters.
     parse_scores(content, f"{folder}: statistics")
@@ -193,7 +194,9 @@ def _fingerprints(board: BoardFolder, without: set[tuple[str, str, int]]) -> dic
 # ------------------------------------------------------------ writing
 
 
-_PATH = re.compile(r"(?<![\w:/.~-])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\",;()\[\]]+[/\\])+([^\s/\\'\",;()\[\]]*)")
+_PATH = re.compile(
+    r"(?<![\w:/.~-])(?:file:/)?(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\",;()\[\]]+[/\\])+([^\s/\\'\",;()\[\]]*)"
+)
 
 
 def without_paths(text: str) -> str:
@@ -211,10 +214,9 @@ def _scrubbed(value: object) -> object:
     return value
 
 
-def published_record(candidate: Candidate) -> RunRecord:
+def published_record(record: RunRecord, scores: EntryScores) -> RunRecord:
     """The run's record as the board keeps it: only the board's metrics, and no paths of the machine it ran on."""
-    record = candidate.record
-    kept = {(metric.metric, metric.profile) for metric in candidate.scores.metrics}
+    kept = {(metric.metric, metric.profile) for metric in scores.metrics}
     data = record.model_dump(mode="json")
     data["metrics"] = [m for m in data["metrics"] if (m["metric"], m["profile"]) in kept]
     for key in ("command", "warnings", "responses_from", "model", "backend", "efficiency", "environment"):

@@ -116,30 +116,33 @@ def _provenance(spec: BoardSpec, entries: Sequence[Entry]) -> list[str]:
     standing = spec.standing()
     names = {task.name: task.task for task in spec.tasks}
     lines = ["## Entries", ""]
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: (entry.entrant, entry.task, entry.seed)):
         change = standing[(entry.entrant, names[entry.task], entry.seed)]
-        lines += [f"- {_entry_line(entry, change)}"]
+        lines += [f"- {_entry_line(spec, entry, change)}"]
         lines += [f"  - ⚠ {escaped(warning)}" for warning in entry.record.warnings]
     return [*lines, ""]
 
 
 _WEIGHTS = {
-    "hashed again": "hashed again when entered",
-    "not here": "hashed by the run, not at hand when entered",
-    "hub commit": "a commit of the hub",
-    "unverified": "**unverified**",
-    "no weights": "no weights",
+    "hashed again": "weights (hashed again when entered)",
+    "not here": "weights (hashed by the run, not at hand when entered)",
+    "hub commit": "weights (a commit of the hub)",
+    "unverified": "weights **unverified**",
+    "no weights": "no weights, identity",
 }
 
 
-def _entry_line(entry: Entry, change: BoardChange) -> str:
+def _entry_line(spec: BoardSpec, entry: Entry, change: BoardChange) -> str:
     record = entry.record
     commit = code(record.code.commit[:7]) if record.code.commit else "no commit"
     dirty = " with changes" if record.code.dirty else ""
     lineage = " ← ".join(f"{escaped(step.recipe)} of {escaped(step.parent)}" for step in record.model.lineage)
     backend = f"{escaped(record.backend.name)} ({escaped(record.backend.version)})"
+    kind = next(e.kind for e in spec.entrants if e.name == entry.entrant)
     parts = [
-        f"weights {code(record.model.fingerprint[:12])}, {_WEIGHTS[change.weights]}",
+        *([escaped(record.model.name)] if record.model.name != entry.entrant else []),
+        kind,
+        f"{_WEIGHTS[change.weights]} {code(record.model.fingerprint[:12])}",
         *([f"lineage: {lineage}"] if lineage else []),
         f"{backend}, {escaped(record.backend.precision or 'precision not told')}",
         f"run {code(record.run_key[:12])} of {escaped(record.finished[:10])}",
@@ -161,7 +164,7 @@ def _how_to_enter(spec: BoardSpec) -> list[str]:
     for task in spec.tasks:
         command = f"mhe eval --model MODEL --task {task.name} --split {task.split} --profile {task.profile}"
         command += f" --limit {task.limit}" if task.limit is not None else ""
-        settings = "".join(f" --set {_shell_word(text)}" for text in task.settings)
+        settings = "".join(f" {_shell_word(text)}" for text in task.settings)
         seeds = [several] if several or spec.seeds == (0,) else [f" --seed {seed}" for seed in spec.seeds]
         lines += [command + settings + seed for seed in seeds]
     lines += [
@@ -170,7 +173,7 @@ def _how_to_enter(spec: BoardSpec) -> list[str]:
         f"mhe board check {spec.name}",
         "```",
         "",
-        "`mhe eval` prints the run folder. A run is taken when it is complete and everything pinned above is equal; "
+        "`mhe eval` prints the run folder. A run is taken when it is complete and everything pinned above is equal;",
         "its weights are hashed again where they are at hand. A refusal lists every reason.",
         "",
     ]

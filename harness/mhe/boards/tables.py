@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mhe.boards.markdown import DASH, code, escaped, fixed, plain_line, short_number, table
 from mhe.boards.pareto import Panel, Point, drawing, front_of
+from mhe.boards.ranking import LEVEL
 from mhe.boards.results import COSTS, score_of
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def task_section(spec: BoardSpec, task: BoardTask, rows: Sequence[Row]) -> Secti
         lines += [*_table(spec, task, rows, panels, directions), "", *_legend(task, rows), ""]
         if panels:
             name = f"pareto-{task.name}.svg"
-            names = [row.entrant.name for row in rows]
+            drawn = {point.name for panel in panels for point in panel.points}
+            names = [row.entrant.name for row in rows if row.entrant.name in drawn]
             files[name] = drawing(f"{task.task}: {task.primary} against cost", task.primary, panels, names)
             lines += _front_lines(task, name, panels, rows)
     else:
@@ -109,11 +111,12 @@ def _value(cell: Cell, *, is_primary: bool) -> str:
 
 def _legend(task: BoardTask, rows: Sequence[Row]) -> list[str]:
     """How to read the table, and the reason of every empty cell."""
-    lines = [
-        f"Ranked by {code(task.primary)}; entrants that a paired randomisation test (5 %, Holm) cannot tell from the "
-        "best of their group share a rank. In brackets: 95 % bootstrap interval; ±: standard deviation over seeds.",
-        "Peak memory is the device's where it has its own, else the host's.",
-    ]
+    rule = (
+        f"Ranked by {code(task.primary)}: who cannot be told from the best of a group by a paired randomisation test "
+        f"({100 * LEVEL:.0f} %, Holm) shares its rank. In brackets 95 % bootstrap intervals, after ± the deviation "
+        "over seeds."
+    )
+    lines = [rule, "Peak memory is the device's where it has its own, else the host's."]
     groups: dict[str, list[str]] = {}
     for row in rows:
         groups.setdefault("; ".join(row.devices), []).append(row.entrant.name)
@@ -146,7 +149,8 @@ def _panels(task: BoardTask, rows: Sequence[Row], *, higher: bool) -> list[Panel
         points = []
         for row in rows:
             spent, quality = row.costs[cost].value, row.cells[task.primary].value
-            if spent is not None and quality is not None:
+            # A baseline that costs nothing would stand on every front and stretch every axis.
+            if spent and quality is not None and row.entrant.kind != "baseline":
                 points.append(Point(row.entrant.name, spent, quality))
         if points:
             found.append(Panel(cost, tuple(points), front_of(points, higher_is_better=higher)))
@@ -155,7 +159,8 @@ def _panels(task: BoardTask, rows: Sequence[Row], *, higher: bool) -> list[Panel
 
 def _latency_problem(rows: Sequence[Row]) -> str | None:
     """Seconds of different devices or batch sizes say nothing of models."""
-    devices = {device for row in rows if row.costs["latency p50"].value is not None for device in row.devices}
+    compared = [row for row in rows if row.costs["latency p50"].value is not None and row.entrant.kind != "baseline"]
+    devices = {device for row in compared for device in row.devices}
     if len(devices) > 1:
         return "No front by latency: it was measured on different devices or batch sizes."
     return None
@@ -163,7 +168,10 @@ def _latency_problem(rows: Sequence[Row]) -> str | None:
 
 def _front_lines(task: BoardTask, file: str, panels: Sequence[Panel], rows: Sequence[Row]) -> list[str]:
     lines = [f"![{escaped(task.primary)} of {task.name} against cost; the same in words below]({file})", ""]
-    lines += ["On the Pareto front (no other entrant is at least as good and as cheap, and better in one):", ""]
+    lines += [
+        "On the Pareto front (no other entrant is at least as good and as cheap, and better in one; baselines apart):",
+        "",
+    ]
     quality = {row.entrant.name: row.cells[task.primary].value or 0.0 for row in rows}
     for panel in panels:
         spent = {point.name: point.cost for point in panel.points}

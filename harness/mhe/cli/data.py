@@ -42,7 +42,7 @@ def data() -> None:
 @_json_option
 @click.pass_context
 def info(
-    ctx: click.Context, name: str, data_dir: Path | None, splits: tuple[str, ...], offline: bool, as_json: bool
+    ctx: click.Context, *, name: str, data_dir: Path | None, splits: tuple[str, ...], offline: bool, as_json: bool
 ) -> None:
     """Count samples and images by split and group, and compare with what the publisher counts.
 
@@ -87,6 +87,7 @@ def info(
 @click.pass_context
 def list_samples(
     ctx: click.Context,
+    *,
     name: str,
     split: str | None,
     limit: int | None,
@@ -138,6 +139,7 @@ def list_samples(
 @click.pass_context
 def audit_command(
     ctx: click.Context,
+    *,
     name: str,
     data_dir: Path | None,
     splits: tuple[str, ...],
@@ -296,4 +298,4 @@ def _print_examples(report: AuditReport) -> None:
 
 
 def _more(number: int) -> str:
-    return f", … ({number - SHOWN} more; --json has up to ten)" if number > SHOWN else ""
+    return f", … ({number - SHOWN} more; see --json)" if number > SHOWN else ""

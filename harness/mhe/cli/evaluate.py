@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +76,7 @@ def evaluate_command(
     A run that is done is shown, not made again; one that was interrupted goes on where it stopped. Exit code: 0
     when every sample was answered, 3 when some were not, 2 for a mistake in the call.
     """
+    from mhe.environment import portable_command
     from mhe.run_plan import RunOptions
     from mhe.scoring import uncomputed
 
@@ -102,7 +102,7 @@ def evaluate_command(
         fresh=fresh,
         reuse_unverified=reuse_unverified,
         engine=engine,
-        command=shlex.join(["mhe", *sys.argv[1:]]),
+        command=portable_command(["mhe", *sys.argv[1:]]),
     )
     seed_list = range(seeds) if seeds is not None else (seed,)
     outcomes = _run_all(catalog, models, tasks, seed_list, backend, checkpoints_dir, base)

@@ -45,6 +45,9 @@ def parse_value(text: str) -> object:
         value: object = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"not a YAML value ({str(error).splitlines()[0]})") from None
+    if isinstance(value, bool) and text.strip().lower() not in ("true", "false"):
+        # YAML 1.1 takes yes, no, on and off for booleans, and an answer or a label may be just that.
+        return text.strip()
     if isinstance(value, str):
         # YAML 1.1 reads 1e-5 as a text; people mean the number.
         try:

@@ -50,7 +50,7 @@ class BoardTask(Part):
     """Which metric, in which version, every shown value comes from."""
     generation: Generation
     settings: tuple[str, ...] = ()
-    """The `--set` options that turn the task's own generation into the pinned one; shown under "How to enter"."""
+    """Further options of `mhe eval` that turn the task's own settings into the pinned ones, for "How to enter"."""
     notes: tuple[str, ...] = ()
     """Shown under the table, such as images shared between splits."""
 

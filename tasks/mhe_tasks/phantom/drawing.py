@@ -34,8 +34,12 @@ _ORGANS = {
     "head": (("hollow", -52, 0, 26, 120), ("hollow", 52, 0, 26, 120), ("organ", 0, 300, 130, 60)),
     "chest": (("hollow", -225, 0, 180, 270), ("hollow", 225, 0, 180, 270), ("bone", 0, 300, 62, 62)),
     "abdomen": (("organ", -190, -50, 200, 220), ("organ", 250, -170, 90, 110), ("bone", 0, 270, 66, 66)),
-    "pelvis": (("organ", 0, -90, 130, 110), ("bone", -440, 40, 62, 190), ("bone", 440, 40, 62, 190),
-               ("bone", 0, 260, 150, 56)),
+    "pelvis": (
+        ("organ", 0, -90, 130, 110),
+        ("bone", -440, 40, 62, 190),
+        ("bone", 440, 40, 62, 190),
+        ("bone", 0, 260, 150, 56),
+    ),
 }
 
 
@@ -50,9 +54,9 @@ def draw_pixels(facts: Facts, size: int = 64) -> Pixels:
     else:
         canvas = _slice(facts, levels, size)
     for lesion in facts.lesions:
-        canvas[_ellipse(size, lesion.x, lesion.y, lesion.half_width, lesion.half_height)] = (
-            LESION_LEVEL[facts.intensity or "bright"]
-        )
+        canvas[_ellipse(size, lesion.x, lesion.y, lesion.half_width, lesion.half_height)] = LESION_LEVEL[
+            facts.intensity or "bright"
+        ]
     canvas = _soften(canvas)
     noise = draws.noise(size, size) * facts.noise
     if facts.modality == "ultrasound":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mhe_tasks.phantom.draws import Draws
 
-MODALITIES = ("CT", "MRI", "radiograph", "ultrasound")
+Modality = Literal["CT", "MRI", "radiograph", "ultrasound"]
+MODALITIES: tuple[Modality, ...] = ("CT", "MRI", "radiograph", "ultrasound")
 REGIONS = ("head", "chest", "abdomen", "pelvis")
 SIDES = ("left", "right")
 SIZES = ("small", "large")
@@ -41,7 +43,7 @@ class Facts:
     """
 
     seed: int
-    modality: str
+    modality: Modality
     region: str
     lesions: tuple[Lesion, ...]
     side: str | None
@@ -76,9 +78,7 @@ def draw_facts(seed: int) -> Facts:
     return Facts(seed, modality, region, lesions, side, size, intensity, noise, centre, scale)
 
 
-def _place(
-    draws: Draws, number: int, side: str, size: str, centre: tuple[int, int]
-) -> tuple[Lesion, ...]:
+def _place(draws: Draws, number: int, side: str, size: str, centre: tuple[int, int]) -> tuple[Lesion, ...]:
     """Return lesions that lie wholly on one side, inside every outline, with a gap between them."""
     low, high = RADII[size]
     sign = -1 if side == "left" else 1
@@ -94,9 +94,7 @@ def _place(
         # A column of slots always has room for three large lesions.
         centres = [(high + _FROM_MIDLINE + 6, y) for y in (-200, 16, 230)][:number]
     return tuple(
-        Lesion(
-            sign * x + centre[0], y + centre[1] + 20, draws.between(low, high), draws.between(low, high)
-        )
+        Lesion(sign * x + centre[0], y + centre[1] + 20, draws.between(low, high), draws.between(low, high))
         for x, y in centres
     )
 

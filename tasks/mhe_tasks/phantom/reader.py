@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
 import PIL.Image
 from pydantic import BaseModel, Field
 
 from mhe import Image, Part, ReadContext, Sample, UserError
 from mhe_tasks.phantom.captions import write_caption
 from mhe_tasks.phantom.drawing import Pixels, draw_pixels
-from mhe_tasks.phantom.facts import MODALITIES, Facts, draw_facts
+from mhe_tasks.phantom.facts import MODALITIES, Facts, Modality, draw_facts
 from mhe_tasks.phantom.questions import QUESTION_TYPES, QuestionType, ask_questions
 
 SPLITS = ("train", "validation", "test")
@@ -51,7 +50,7 @@ class PhantomSource:
 
     def digest(self) -> str:
         """Return the digest of size and raw pixels: that of the PNG depends on the machine's zlib."""
-        return hashlib.sha256(f"phantom {self.size} ".encode() + np.ascontiguousarray(self.draw()).tobytes()).hexdigest()
+        return hashlib.sha256(f"phantom {self.size} ".encode() + self.draw().tobytes()).hexdigest()
 
 
 class PhantomOptions(Part):
@@ -65,7 +64,7 @@ class PhantomOptions(Part):
     """The stream: another one has other images, in every split."""
     size: Annotated[int, Field(ge=32, le=512)] = 64
     """Width and height of the image in pixels."""
-    modalities: tuple[Literal["CT", "MRI", "radiograph", "ultrasound"], ...] = MODALITIES
+    modalities: tuple[Modality, ...] = MODALITIES
     """Modalities to keep."""
     question_types: tuple[QuestionType, ...] = QUESTION_TYPES
     """Types of question to keep."""

@@ -7,10 +7,14 @@ image's bytes are read when they are asked for, so that eighteen gigabytes never
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from mhe import BytesSource, DocumentError, MissingExtraError, SampleDataError
 
@@ -76,6 +80,21 @@ def find_copy(context: ReadContext, split: str) -> Copy | None:
     return None
 
 
+def refuse_unreachable_hub(context: ReadContext, release: Release) -> None:
+    """Raise `DataMissingError` at once where the hub's name is not known here; its library retries for a minute."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON") or getproxies():
+        return
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        reason = (
+            f"its hub copy {context.hub} cannot be asked for, because {host} is not known here "
+            "(a copy fetched before is used with HF_HUB_OFFLINE=1)"
+        )
+        raise release.missing(context, reason) from None
+
+
 def read_rows(
     copy: Copy, columns: Sequence[str], context: ReadContext, release: Release
 ) -> Iterator[tuple[Mapping[str, object], ImageSource]]:
@@ -84,6 +103,8 @@ def read_rows(
     Raises `MissingExtraError` without `datasets`, `DataMissingError` where the copy cannot be had, and
     `DocumentError` where it has other columns.
     """
+    if context.data_dir is None:
+        refuse_unreachable_hub(context, release)
     is_streamed = context.limit is not None and context.limit <= STREAMED_AT_MOST
     try:
         table = _load(copy, streaming=True) if is_streamed else _open_table(copy)

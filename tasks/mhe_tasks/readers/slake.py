@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mhe import DocumentError, Image, MissingExtraError, Part, Sample
+from mhe_tasks.readers.hub import refuse_unreachable_hub
 from mhe_tasks.readers.release import (
     ImageStore,
     Release,
@@ -153,6 +154,7 @@ def _fetch_snapshot(context: ReadContext) -> Path:
     """The hub copy's folder in the local cache, fetched where needed."""
     if not context.hub or context.offline:
         raise RELEASE.missing(context)
+    refuse_unreachable_hub(context, RELEASE)
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

@@ -1,0 +1,253 @@
+"""`mhe tune`: a recipe applied to a model; the result is a checkpoint that `mhe eval` finds by its name."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mhe.cli.completion import complete_model, complete_recipe, complete_task
+from mhe.cli.main import catalog_of, say
+from mhe.cli.progress import ProgressLine
+from mhe.cli.settings import parse_value
+from mhe.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mhe.catalog import Catalog
+    from mhe.pipelines import Step, StepOutcome, StepPlace, StepPlan
+    from mhe.protocols import RecipeResult
+
+EPILOG = "The options of a recipe, with their defaults: mhe show recipes RECIPE"
+
+
+@click.command("tune", short_help="Train or transform a model with a recipe.", epilog=EPILOG)
+@click.option("--model", required=True, shell_complete=complete_model,
+              help="The model to start from: a registered name, NAME[@SEED], a folder, or org/name[@revision].")
+@click.option("--recipe", required=True, shell_complete=complete_recipe, help="How to train it, such as full.")
+@click.option("--task", "tasks", required=True, multiple=True, shell_complete=complete_task,
+              help="A task whose training split is learnt. Repeatable.")
+@click.option("--name", required=True, help="Name of the checkpoint; it is NAME@SEED.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="An option of the recipe, such as learning_rate=1e-4. Repeatable.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training.")
+@click.option("--seeds", type=int, help="Trains NAME@0 to NAME@N-1.")
+@click.option("--split", help="Train on this split instead of the task's training split.")
+@click.option("--limit", type=int, help="Only the first N samples of each task.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set on this machine.")
+@click.option("--checkpoints-dir", type=click.Path(path_type=Path), default=None,
+              help="Where checkpoints are kept [default: $MHE_CHECKPOINTS_DIR, else checkpoints].")
+@click.option("--offline", is_flag=True, help="Reach for no hub; data and models must be on this machine.")
+@click.option("--dry-run", is_flag=True, help="Show modules, parameters, steps and memory; train nothing.")
+@click.option("--replace", is_flag=True, help="Replace another checkpoint of this name.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.pass_context
+def tune(
+    ctx: click.Context,
+    model: str,
+    recipe: str,
+    tasks: tuple[str, ...],
+    name: str,
+    settings: tuple[str, ...],
+    seed: int,
+    seeds: int | None,
+    split: str | None,
+    limit: int | None,
+    data_dir: Path | None,
+    checkpoints_dir: Path | None,
+    offline: bool,
+    dry_run: bool,
+    replace: bool,
+    as_json: bool,
+) -> int:
+    """Train a model on the training split of tasks; the checkpoint is then evaluated as `mhe eval --model NAME`.
+
+    An equal call that was finished is not run again; one that was interrupted goes on from its last save. Splits
+    that boards evaluate are refused, and training pairs that repeat an evaluated pair are dropped and counted.
+    """
+    from mhe.documents.pipeline import TrainingChoice
+    from mhe.model_names import resolve_model
+    from mhe.pipelines import Step, StepPlace
+
+    _check_arguments(name, seed, seeds, limit)
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    catalog = catalog_of(ctx)
+    catalog.recipe(recipe)
+    chosen = parse_options(settings)
+    base = resolve_model(model, catalog, checkpoints_dir=checkpoints_dir)
+    data = tuple(TrainingChoice(task=task, split=split, limit=limit) for task in dict.fromkeys(tasks))
+    steps = [
+        Step(name=name, recipe=recipe, base=base, settings=chosen, data=data, seed=number)
+        for number in (range(seeds) if seeds is not None else [seed])
+    ]
+    place = StepPlace(
+        directory=checkpoints_dir,
+        data_dir=data_dir,
+        offline=offline,
+        replace=replace,
+        command=shlex.join(["mhe", *sys.argv[1:]]),
+        say=say,
+    )
+    if dry_run:
+        _preview(catalog, steps, place, as_json=as_json)
+        return 0
+    outcomes = [_run(catalog, step, place) for step in steps]
+    _show(outcomes, as_json=as_json)
+    return 0
+
+
+def parse_options(settings: Sequence[str]) -> dict[str, object]:
+    """`KEY=VALUE` as option to value. Raises `UserError` listing all that cannot be read."""
+    chosen: dict[str, object] = {}
+    problems = []
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            problems.append(f"{setting!r}: write KEY=VALUE")
+        elif key in chosen:
+            problems.append(f"{key!r}: given twice")
+        else:
+            try:
+                chosen[key] = parse_value(text)
+            except ValueError as error:
+                problems.append(f"{setting!r}: {error}")
+    if problems:
+        raise UserError("--set cannot be read:\n" + "\n".join(f"  {problem}" for problem in problems))
+    return chosen
+
+
+def _check_arguments(name: str, seed: int, seeds: int | None, limit: int | None) -> None:
+    from mhe.checkpoints import CheckpointName
+
+    parts = CheckpointName.parse(name)
+    problems = []
+    if parts is None or parts.seed is not None:
+        problems.append(
+            f"--name {name!r}: lower-case letters, digits, dots, dashes and underscores, such as my-model; the seed is "
+            "given with --seed"
+        )
+    if seed < 0:
+        problems.append(f"--seed {seed}: give 0 or more")
+    if seeds is not None and seeds < 1:
+        problems.append(f"--seeds {seeds}: give 1 or more")
+    if limit is not None and limit < 1:
+        problems.append(f"--limit {limit}: give 1 or more, or leave it out")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _run(catalog: Catalog, step: Step, place: StepPlace) -> StepOutcome:
+    from dataclasses import replace
+
+    from mhe.pipelines import plan_step, run_plan
+
+    plan = plan_step(catalog, step, place)
+    _announce(plan)
+    with ProgressLine(f"{step.name}@{step.seed}") as line:
+
+        def report(phase: str, numbers: Mapping[str, float]) -> None:
+            if phase == "plan":
+                say(_plan_text(numbers))
+            elif "step" in numbers and "steps" in numbers:
+                line.update(_phase_text(phase, numbers), int(numbers["step"]), int(numbers["steps"]))
+
+        return run_plan(catalog, plan, replace(place, report=report))
+
+
+def _announce(plan: StepPlan) -> None:
+    data = plan.data
+    if data is None:
+        return
+    say(f"training on {len(data.train):,} pairs, validating on {len(data.validation):,}.")
+    if data.guard.dropped_pairs:
+        say(f"{data.guard.dropped_pairs:,} training pair(s) dropped, because they repeat an evaluated pair.")
+    if data.guard.shared_images:
+        say(
+            f"warning: {data.guard.shared_images:,} image(s) of the training data are in the evaluated split as well; "
+            "the task declares it, and boards show it."
+        )
+
+
+def _plan_text(numbers: Mapping[str, float]) -> str:
+    rows = []
+    for name, total in numbers.items():
+        module, _, what = name.rpartition(" ")
+        if what == "parameters" and module:
+            rows.append(f"  {module}: {numbers.get(f'{module} trainable', 0):,.0f} of {total:,.0f} parameters trained")
+    total, trained = numbers.get("parameters", 0.0), numbers.get("trainable", 0.0)
+    rows.append(f"  together: {trained:,.0f} of {total:,.0f} ({trained / total if total else 0:.3%}), "
+                f"{numbers.get('steps', 0):,.0f} steps")
+    return "\n".join(rows)
+
+
+def _phase_text(phase: str, numbers: Mapping[str, float]) -> str:
+    shown = [f"{label} {numbers[key]:.3g}" for key, label in
+             (("loss", "loss"), ("validation_loss", "validation"), ("learning_rate", "rate")) if key in numbers]
+    return f"{phase} {', '.join(shown)}".strip()
+
+
+def _preview(catalog: Catalog, steps: Sequence[Step], place: StepPlace, *, as_json: bool) -> None:
+    from dataclasses import replace
+
+    from mhe.pipelines import plan_step, preview_step
+
+    documents = []
+    for step in steps:
+        plan = plan_step(catalog, step, place)
+        if not as_json:
+            _announce(plan)
+        quiet = replace(place, report=lambda phase, numbers: None if as_json or phase != "plan" else say(_plan_text(numbers)))
+        result = preview_step(catalog, plan, quiet)
+        documents.append(_preview_document(plan, result))
+        if not as_json:
+            for note in result.notes:
+                click.echo(f"{step.name}@{step.seed}: {note}")
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"schema_version": 1, "dry_run": True, "steps": documents}, indent=2, ensure_ascii=False))
+
+
+def _preview_document(plan: StepPlan, result: RecipeResult) -> dict[str, object]:
+    data = plan.data
+    return {
+        "name": plan.step.name,
+        "seed": plan.step.seed,
+        "step_digest": plan.digest,
+        "parameters": result.parameters,
+        "trainable_parameters": result.trainable_parameters,
+        "modules": {name: {"total": total, "trainable": own} for name, (total, own) in result.modules.items()},
+        "train": len(data.train) if data else 0,
+        "validation": len(data.validation) if data else 0,
+        "dropped_pairs": data.guard.dropped_pairs if data else 0,
+        "shared_images": data.guard.shared_images if data else 0,
+        "notes": list(result.notes),
+    }
+
+
+def _show(outcomes: Sequence[StepOutcome], *, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        found = [
+            {**o.checkpoint.model_dump(mode="json"), "folder": str(o.folder), "status": o.status} for o in outcomes
+        ]
+        click.echo(json.dumps({"schema_version": 1, "checkpoints": found}, indent=2, ensure_ascii=False))
+        return
+    for outcome in outcomes:
+        made = outcome.checkpoint
+        click.echo(
+            f"{made.name}@{made.seed}: {outcome.status}, {made.trainable_parameters:,} of {made.parameters:,} parameters "
+            f"trained in {made.cost.seconds:,.0f} s ({outcome.folder})"
+        )
+        for note in made.notes:
+            click.echo(f"  {note}")
+    last = outcomes[-1].checkpoint
+    say(f"evaluate it: mhe eval --model {last.name}@{last.seed} --task TASK")

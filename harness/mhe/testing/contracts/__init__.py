@@ -1,0 +1,1 @@
+"""The contracts of `mhe.protocols`, each as a function that a plugin's own tests call."""

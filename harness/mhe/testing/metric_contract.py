@@ -1,0 +1,130 @@
+"""What every metric must keep: its values are functions of sums of per-sample rows, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from mhe.protocols import MetricContext
+from mhe.testing.contracts import Options, checked_options, require
+from mhe.testing.toys import toy_cases
+
+if TYPE_CHECKING:
+    from mhe.protocols import FloatArray, Metric, MetricFactory, Profile
+    from mhe.values import Case
+
+KINDS = {"caption", "vqa"}
+REQUIREMENTS = {"references", "question", "image", "entities", "encoder", "profile"}
+CLOSE = 1e-9
+SMOOTHING = 1e-4
+"""Published smoothing constants (BLEU's) weigh less the larger the sums; what they move stays below this."""
+
+
+def check_metric(
+    factory: MetricFactory,
+    profile: Profile,
+    *,
+    options: Options | None = None,
+    cases: Sequence[Case] | None = None,
+    expected: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Statistics, sums and bounds over `cases` (toys of the profile's kind where empty). Returns the values.
+
+    `expected` are values that must come out, within 1e-6. Raises `AssertionError` with the promise that was broken;
+    `MetricUnavailableError` passes through, so that a test can skip with its reason.
+    """
+    import numpy as np
+
+    given = list(cases) if cases is not None else toy_cases(12, "caption" if profile.kind == "caption" else "vqa")
+    with TemporaryDirectory() as cache:
+        metric = factory(checked_options(factory, options), MetricContext(cache_dir=Path(cache)))
+        _check_declarations(metric)
+        rows = metric.statistics(given, profile)
+        _check_rows(metric, rows, len(given))
+        # A value over the whole, from the rows in any order, once or twice: intervals rest on it.
+        backwards = metric.statistics(given[::-1], profile)[::-1]
+        require(
+            bool(np.allclose(rows, backwards, atol=CLOSE)), "a sample's row does not depend on the order of samples"
+        )
+        values = _aggregated(metric, rows.sum(axis=0))
+        doubled = _aggregated(metric, 2 * rows.sum(axis=0))
+        for name, value in values.items():
+            require(_same(value, doubled[name], SMOOTHING), f"{name} stays the same where every sample counts twice")
+        _check_resamples(metric, rows)
+        _check_bounds(metric, values)
+        per_sample = metric.per_sample(rows)
+        require(set(per_sample) <= set(values), "per_sample() returns values of the metric")
+        for name, column in per_sample.items():
+            require(np.shape(column) == (len(given),), f"per_sample()[{name!r}] has one number a sample")
+        _check_odd_answers(metric, profile, given)
+    for name, value in (expected or {}).items():
+        require(name in values, f"{name} is not a value of {metric.name}: {', '.join(values)}")
+        require(abs(values[name] - value) < 1e-6, f"{name} is {values[name]:.6f}, expected {value:.6f}")
+    return values
+
+
+def _check_declarations(metric: Metric) -> None:
+    require(bool(metric.name) and bool(metric.version), "a metric has a name and a version")
+    require(bool(metric.kinds) and set(metric.kinds) <= KINDS, f"kinds are of {sorted(KINDS)}: {metric.kinds!r}")
+    unknown = set(metric.requires) - REQUIREMENTS
+    require(not unknown, f"requires is of {sorted(REQUIREMENTS)}, not {sorted(unknown)}")
+    names = [value.name for value in metric.values]
+    require(bool(names) and len(set(names)) == len(names), f"the names of values are unique: {names}")
+    require(len(set(metric.columns)) == len(metric.columns) > 0, f"the names of columns are unique: {metric.columns}")
+    for value in metric.values:
+        require(bool(value.summary), f"the value {value.name} has a summary")
+
+
+def _check_rows(metric: Metric, rows: FloatArray, count: int) -> None:
+    import numpy as np
+
+    wanted = (count, len(metric.columns))
+    require(np.shape(rows) == wanted, f"statistics() has shape {wanted}, not {np.shape(rows)}")
+    require(rows.dtype == np.float64, f"statistics() is float64, not {rows.dtype}")
+    require(bool(np.isfinite(rows).all()), "statistics() is finite")
+
+
+def _aggregated(metric: Metric, sums: FloatArray) -> dict[str, float]:
+    found = metric.aggregate(sums)
+    names = [value.name for value in metric.values]
+    require(list(found) == names, f"aggregate() returns the declared values in order: {names}, not {list(found)}")
+    return {name: float(value) for name, value in found.items()}
+
+
+def _check_resamples(metric: Metric, rows: FloatArray) -> None:
+    """Sums of many resamples at once give what each gives alone; over nothing, NaN and no exception."""
+    import numpy as np
+
+    weights = np.random.default_rng(0).integers(0, 3, size=(5, len(rows))).astype(np.float64)
+    sums = weights @ rows
+    together = metric.aggregate(sums.reshape(5, 1, -1))
+    for number in range(5):
+        for name, value in _aggregated(metric, sums[number]).items():
+            require(np.shape(together[name]) == (5, 1), f"aggregate() keeps the leading axes of sums: {name}")
+            require(_same(float(together[name][number, 0]), value), f"{name} is the same alone and among resamples")
+    with np.errstate(all="ignore"):
+        _aggregated(metric, np.zeros(len(metric.columns)))
+
+
+def _check_bounds(metric: Metric, values: Mapping[str, float]) -> None:
+    for value in metric.values:
+        number = values[value.name]
+        if number != number:  # noqa: PLR0124 - NaN: over nothing
+            continue
+        require(value.floor is None or number >= value.floor - CLOSE, f"{value.name}: {number} is below its floor")
+        above = value.ceiling is not None and number > value.ceiling + CLOSE
+        require(not above, f"{value.name}: {number} is above its ceiling")
+
+
+def _check_odd_answers(metric: Metric, profile: Profile, cases: Sequence[Case]) -> None:
+    odd = ["", " ", "two\nlines", "\u202eright-to-left", "肺", "word " * 500, "\u2028"]
+    strange = [replace(case, answer=odd[i % len(odd)]) for i, case in enumerate(cases)]
+    _check_rows(metric, metric.statistics(strange, profile), len(strange))
+
+
+def _same(one: float, other: float, tolerance: float = CLOSE) -> bool:
+    both_are_nan = one != one and other != other  # noqa: PLR0124
+    return both_are_nan or abs(one - other) <= tolerance * max(1.0, abs(one))

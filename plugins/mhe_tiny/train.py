@@ -1,0 +1,67 @@
+"""Train a small model and write its folder: `python -m mhe_tiny.train tiny-llava --out FOLDER`.
+
+With the same versions, processor and number of threads, equal seeds give equal bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mhe_tiny.build import BUILDERS
+
+STREAMS_A_SEED = 1024
+"""Each training seed has its own streams of images; the first is the tokenizer's and the published train split."""
+
+
+def train_folder(name: str, folder: Path, *, seed: int, vision_steps: int, steps: int, threads: int) -> None:
+    """Build, train and save a small model."""
+    # Threads that spin while they wait cost a factor of five where another process wants the core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    from mhe_tiny.build import build
+    from mhe_tiny.folders import save_model
+    from mhe_tiny.lessons import stream_lessons
+    from mhe_tiny.training import Course, Plan, train
+
+    torch.set_num_threads(threads)
+    model, processor = build(name, seed)
+    began = time.monotonic()
+
+    def report(stage: str, step: int, total: int, loss: float) -> None:
+        if step % 50 == 0 or step == total - 1:
+            seconds = time.monotonic() - began
+            sys.stderr.write(f"{stage} {step}/{total} loss {loss:.4f} {seconds:.0f}s\n")
+
+    plan = Plan(vision_steps=vision_steps, steps=steps)
+    train(Course(model, processor, stream_lessons(1 + seed * STREAMS_A_SEED), plan, report))
+    save_model(model, processor, folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m mhe_tiny.train", description=__doc__)
+    parser.add_argument("name", choices=sorted(BUILDERS))
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vision-steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--threads", type=int, default=2)
+    chosen = parser.parse_args(arguments)
+    train_folder(
+        chosen.name,
+        chosen.out,
+        seed=chosen.seed,
+        vision_steps=chosen.vision_steps,
+        steps=chosen.steps,
+        threads=chosen.threads,
+    )
+
+
+if __name__ == "__main__":
+    main()

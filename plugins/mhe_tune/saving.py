@@ -1,0 +1,62 @@
+"""A trained model as it is published: its dtype, its key names, its processor beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+    from transformers import PreTrainedModel, ProcessorMixin
+
+PUBLISHED_NAMES: Mapping[str, tuple[tuple[str, str], ...]] = {
+    # The published checkpoints have the wrapper class of CLIP in the name; vLLM reads only that spelling, and
+    # transformers reads both.
+    model_type: ((r"^(model\.)?vision_tower\.(?!vision_model\.)", r"\1vision_tower.vision_model."),)
+    for model_type in ("llava", "llava_next")
+}
+
+
+def save_published(model: PreTrainedModel, processor: ProcessorMixin, folder: Path, dtype: torch.dtype | None) -> None:
+    """Write weights as safetensors in the published key names, configuration, tokenizer and processor.
+
+    `dtype` is that of the checkpoint the training started from: what was frozen comes back bit for bit.
+    """
+    if dtype is not None and dtype != model.dtype:
+        model = model.to(dtype)  # type: ignore[arg-type]
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    rules = PUBLISHED_NAMES.get(str(model.config.model_type), ())
+    vision = getattr(model.config, "vision_config", None)
+    if rules and getattr(vision, "model_type", "") == "clip_vision_model":
+        _rename(folder, rules)
+
+
+def _rename(folder: Path, rules: tuple[tuple[str, str], ...]) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    def published(name: str) -> str:
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as stored:
+            names = list(stored.keys())
+            if all(published(name) == name for name in names):
+                continue
+            tensors = {published(name): stored.get_tensor(name) for name in names}
+            metadata = stored.metadata()
+        draft = path.with_suffix(".tmp")
+        save_file(tensors, draft, metadata=metadata)
+        draft.replace(path)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        content = json.loads(index.read_text(encoding="utf-8"))
+        content["weight_map"] = {published(name): place for name, place in content["weight_map"].items()}
+        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
