@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import torch
+from mhe import BackendContext, BytesSource, FileSource, Generation, Image, Message, ModelSpec, Request, Response
+from mhe_hf import HfBackend, HfOptions
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | upper }}:"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %} <image>{% else %} {{ part['text'] }}"
-    "{% endif %}{% endfor %}{% if message['role'] == 'assistant' %}</s>{% endif %}\n{% endfor %}"
+    "{% endif %}{% endfor %}{% if message['role'] == 'assistant' %}</s>{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 CONTEXT = 192
@@ -73,7 +80,7 @@ def build_llava(
             patch_size=PATCH,
         ),
         text_config=LlamaConfig(
-            hidden_size=hidden, intermediate_size=3 * hidden // 2, num_hidden_layers=layers,
+            hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
             num_attention_heads=4, num_key_value_heads=2,
             vocab_size=len(tokenizer), max_position_embeddings=CONTEXT, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         ),
@@ -91,3 +98,79 @@ def build_llava(
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def picture(seed: int, size: tuple[int, int] = (40, 56)) -> bytes:
+    """A PNG of noise."""
+    values = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(values).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def ask(
+    name: str,
+    text: str = "is there a fracture ?",
+    *,
+    image: bytes | Path | None = None,
+    generation: Generation | None = None,
+    seed: int = 0,
+) -> Request:
+    """A request about one image: bytes, a file, or noise of its own."""
+    source = FileSource(image) if isinstance(image, Path) else BytesSource(image or picture(seed))
+    return Request(
+        sample_id=name,
+        messages=(Message("user", text, images=1),),
+        images=(Image(name, source),),
+        generation=generation or Generation(max_new_tokens=8),
+        seed=seed,
+        digest=name,
+    )
+
+
+def open_backend(folder: Path, **options: object) -> HfBackend:
+    """A loaded backend on the CPU."""
+    context = BackendContext(offline=True, cache_dir=folder, training_samples=list)
+    spec = ModelSpec(name="tiny", backend="hf", location=str(folder))
+    backend = HfBackend(spec, HfOptions(**{"device": "cpu", "num_threads": 1, **options}), context)
+    backend.load()
+    return backend
+
+
+def answers(backend: HfBackend, requests: list[Request], pending: list[str] | None = None) -> dict[str, Response]:
+    """Responses by sample, each given once."""
+    responses = list(backend.generate(requests, pending if pending is not None else [r.sample_id for r in requests]))
+    by_sample = {response.sample_id: response for response in responses}
+    assert len(by_sample) == len(responses), "a sample was answered twice"
+    return by_sample
+
+
+def with_generation(request: Request, generation: Generation) -> Request:
+    """The same question, answered another way."""
+    return dataclasses.replace(request, generation=generation)
+
+
+def flat(images: object) -> list[PIL.Image.Image]:
+    """Images without the lists around them."""
+    if isinstance(images, list | tuple):
+        return [image for item in images for image in flat(item)]
+    return [images]
+
+
+class Instead:
+    """An image processor that is called otherwise and is like another in all else."""
+
+    def __init__(self, own: object, call: Callable[..., object]) -> None:
+        self._own = own
+        self._call = call
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._own, name)
+
+    def __call__(self, images: object, **kwargs: object) -> object:
+        return self._call(images, **kwargs)
+
+
+def on_image(request: Request, name: str) -> Request:
+    """The same request, its image under another name."""
+    return dataclasses.replace(request, images=(dataclasses.replace(request.images[0], id=name),))

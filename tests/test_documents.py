@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from mhe.documents.base import Document
 from mhe.documents.migrations import MIGRATIONS
 from mhe.documents.task import TaskSpec

@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+
 from command import mhe
 
 EVAL = ("eval", "--model", "scripted", "--task", "phantom-vqa", "--limit", "20")
@@ -99,7 +100,9 @@ def test_fresh_runs_again(tmp_path):
 
 def test_another_profile_is_scored_without_the_model(tmp_path):
     first = only_run(mhe(*EVAL, "--json", cwd=tmp_path).document)
-    second = only_run(mhe(*EVAL, "--metrics", "exact-match,bleu", "--profile", "strict", "--json", cwd=tmp_path).document)
+    second = only_run(
+        mhe(*EVAL, "--metrics", "exact-match,bleu", "--profile", "strict", "--json", cwd=tmp_path).document
+    )
     assert second["was_done"]
     assert second["run_key"] == first["run_key"]
     assert {"accuracy", "bleu", "exact-match"} <= {m["metric"] for m in second["metrics"]}
@@ -155,7 +158,10 @@ def test_a_backend_that_dies_costs_only_what_it_did_not_answer(tmp_path):
         ((*EVAL, "--engine", "locl"), ["no engine named 'locl'", "local"]),
         ((*EVAL, "--set", "backend.anser=no"), ["anser: no such key", "answer"]),
         ((*EVAL, "--set", "generation.temperature=hot"), ["temperature", "'hot'"]),
-        ((*EVAL, "--set", "generaton.temperature=1", "--set", "x"), ["Did you mean generation.temperature", "KEY=VALUE"]),
+        (
+            (*EVAL, "--set", "generaton.temperature=1", "--set", "x"),
+            ["Did you mean generation.temperature", "KEY=VALUE"],
+        ),
         ((*EVAL, "--limit", "0"), ["--limit 0", "1 or more"]),
         ((*EVAL, "--seeds", "0"), ["--seeds 0"]),
         ((*EVAL, "--data-dir", "nowhere"), ["nowhere", "no such folder"]),
@@ -184,7 +190,17 @@ def test_seeds_and_several_tasks_make_a_run_each(tmp_path):
 
 def start(cwd, *extra):
     return subprocess.Popen(
-        [sys.executable, "-m", "mhe.cli.main", *EVAL, "--batch-size", "1", "--set", "backend.delay_seconds=0.2", *extra],
+        [
+            sys.executable,
+            "-m",
+            "mhe.cli.main",
+            *EVAL,
+            "--batch-size",
+            "1",
+            "--set",
+            "backend.delay_seconds=0.2",
+            *extra,
+        ],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

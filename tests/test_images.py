@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import PIL.Image
 import pytest
+
 from mhe import BytesSource, FileSource, Image, SampleDataError, open_image
 
 
@@ -97,7 +98,7 @@ def test_a_broken_image_is_an_error_of_the_sample(data, says):
 
 
 def test_missing_and_empty_files_are_named(tmp_path):
-    with pytest.raises(SampleDataError, match="gone.png"):
+    with pytest.raises(SampleDataError, match=r"gone\.png"):
         open_image(Image("x", FileSource(tmp_path / "gone.png")))
     (tmp_path / "empty.png").touch()
     with pytest.raises(SampleDataError, match="empty"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from mhe import BytesSource, Generation, Image, Response, Sample
 from mhe.answers import answer_of, extract_answer
 from mhe.documents.task import AnswerRule, ImageRule, Prompt, TaskSpec
@@ -50,7 +51,11 @@ def test_a_samples_seed_is_its_own():
         (AnswerRule(), "  as it is \n", "as it is"),
         (AnswerRule(drop_prefixes=("Answer:",)), "ANSWER: yes", "yes"),
         (AnswerRule(first_line=True), "\n\n yes\nbecause", "yes"),
-        (AnswerRule(first_line=True, lowercase=True, drop_prefixes=("the answer is",)), "The answer is YES\u2028No", "yes"),
+        (
+            AnswerRule(first_line=True, lowercase=True, drop_prefixes=("the answer is",)),
+            "The answer is YES\u2028No",
+            "yes",
+        ),
         (AnswerRule(first_line=True), "   ", ""),
     ],
 )

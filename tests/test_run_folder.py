@@ -10,6 +10,7 @@ import sys
 import textwrap
 
 import pytest
+
 from mhe import Failure, Response
 from mhe.errors import BusyError, DocumentError, StorageError
 from mhe.run_folder import RunFolder, locked, safe_name, write_atomically
@@ -23,6 +24,11 @@ def filled(tmp_path, count=10):
         for i in range(count):
             folder.append([(Response(f"s{i}", text=f"answer {i} \u2028 \ud800", seconds=0.5), f"digest{i}")])
     return folder
+
+
+def fill(folder, text):
+    for i in range(50):
+        folder.append([(Response(f"s{i}", text=text), f"digest{i}")])
 
 
 def test_answers_come_back_as_they_were(tmp_path):
@@ -108,14 +114,15 @@ def test_a_full_disk_keeps_every_whole_answer(tmp_path):
 def test_a_disk_that_is_really_full(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], check=False, capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], check=False, capture_output=True
+    )
     if mounted.returncode != 0:
         pytest.skip("this machine does not let a test mount a file system")
     try:
         folder = RunFolder(disk)
         with folder.appending(), pytest.raises(StorageError, match="No space left"):
-            for i in range(50):
-                folder.append([(Response(f"s{i}", text="x" * 1000), f"digest{i}")])
+            fill(folder, "x" * 1000)
         assert len(folder.responses(REQUESTS)) > 5
         with pytest.raises(StorageError, match="Nothing before it is lost"):
             write_atomically(disk / "run.json", "y" * 20_000)
@@ -131,7 +138,10 @@ def test_a_lock_is_held_by_one_and_freed_by_a_kill(tmp_path):
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(BusyError, match=f"process {holder.pid} on .* is already evaluating"), locked(tmp_path, "evaluating"):
+    with (
+        pytest.raises(BusyError, match=f"process {holder.pid} on .* is already evaluating"),
+        locked(tmp_path, "evaluating"),
+    ):
         pass
     holder.kill()
     holder.communicate()

@@ -5,6 +5,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mhe import Sample, UserError
 from mhe.documents.task import Subset
 from mhe.subsets import allot_places, draw_subset
@@ -27,7 +28,7 @@ def test_the_rule_is_over_ids_alone():
 
 
 def test_too_few_samples_are_not_drawn_in_silence():
-    with pytest.raises(UserError, match="needs 327 samples.*has 300"):
+    with pytest.raises(UserError, match=r"needs 327 samples.*has 300"):
         draw_subset(samples(300), Subset(size=327))
 
 

@@ -1,4 +1,7 @@
-"""The loop of a run, one function a step: predict → score → record. A run that is done is found first: no model call."""
+"""The loop of a run, one function a step: predict → score → record.
+
+A run that is done is found first, and the model is not loaded.
+"""
 
 from __future__ import annotations
 
@@ -99,9 +102,7 @@ def _is_done(plan: RunPlan, record: RunRecord) -> bool:
     return True
 
 
-def _predict(
-    plan: RunPlan, responses: dict[str, Response], pending: Sequence[str], progress: Progress
-) -> Prediction:
+def _predict(plan: RunPlan, responses: dict[str, Response], pending: Sequence[str], progress: Progress) -> Prediction:
     """Ask the engine for what is missing and append each answer as it comes.
 
     An exception of the backend while it generates ends the run as partial: it is logged with its traceback, and
@@ -125,7 +126,7 @@ def _predict(
                 progress("predict", len(responses), total)
         except StorageError:
             raise
-        except Exception as error:  # noqa: BLE001 - a backend may raise anything; what it answered is kept
+        except Exception as error:  # a backend may raise anything; what it answered is kept
             if not _has_loaded(engine):
                 raise
             plan.folder.log(traceback.format_exc())
@@ -175,9 +176,7 @@ def _score_and_record(
 ) -> RunOutcome:
     samples = {sample.id: sample for sample in plan.data.samples}
     answered = [
-        responses[sample_id]
-        for sample_id in samples
-        if sample_id in responses and responses[sample_id].error is None
+        responses[sample_id] for sample_id in samples if sample_id in responses and responses[sample_id].error is None
     ]
     cases = [Case(samples[r.sample_id], answer_of(plan.task, r), r) for r in answered]
     progress("score", 0, len(cases))

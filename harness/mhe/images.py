@@ -85,24 +85,20 @@ def decode_image(data: bytes, name: str) -> PIL.Image.Image:
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
             picture = PIL.Image.open(io.BytesIO(data))
             width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise SampleDataError(_too_large(name, width * height))
-            picture.load()
-            return to_rgb(PIL.ImageOps.exif_transpose(picture))
-    except SampleDataError:
-        raise
+            if width * height <= MAX_PIXELS:
+                picture.load()
+                return to_rgb(PIL.ImageOps.exif_transpose(picture))
     except PIL.Image.DecompressionBombError:
-        raise SampleDataError(_too_large(name, None)) from None
+        width, height = 2 * MAX_PIXELS, 1
     except PIL.UnidentifiedImageError:
         raise SampleDataError(f"image {name}: not an image that Pillow knows ({len(data)} bytes)") from None
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, MemoryError) as error:
         # Pillow's decoders raise all of these for damaged files.
         raise SampleDataError(f"image {name}: damaged or truncated ({type(error).__name__}: {error})") from None
-
-
-def _too_large(name: str, pixels: int | None) -> str:
-    size = f"{pixels / 1e6:.0f} megapixels" if pixels else f"more than {2 * MAX_PIXELS / 1e6:.0f} megapixels"
-    return f"image {name}: {size}, above the limit of {MAX_PIXELS / 1e6:.0f}; scale it down and run again"
+    raise SampleDataError(
+        f"image {name}: {width * height / 1e6:.0f} megapixels or more, above the limit of {MAX_PIXELS / 1e6:.0f}; "
+        "scale it down and run again"
+    )
 
 
 def to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:

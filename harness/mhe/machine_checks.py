@@ -56,8 +56,6 @@ def check_machine(catalog: Catalog, *, offline: bool = False) -> list[Finding]:
 
 def _python() -> Finding:
     version = platform.python_version()
-    if sys.version_info < (3, 11):
-        return Finding("Python", "problem", version, "mhe needs 3.11 or newer.")
     return Finding("Python", "ok", f"{version} at {sys.executable}")
 
 
@@ -67,7 +65,9 @@ def _memory() -> Finding:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return Finding("Memory", "note", "this system does not tell")
-    return Finding("Memory", "ok", f"{total / GIBIBYTE:.1f} GiB, {free / GIBIBYTE:.1f} GiB unused, {os.cpu_count()} cores")
+    return Finding(
+        "Memory", "ok", f"{total / GIBIBYTE:.1f} GiB, {free / GIBIBYTE:.1f} GiB unused, {os.cpu_count()} cores"
+    )
 
 
 def _disk() -> Finding:

@@ -55,9 +55,7 @@ def _find(name: str, catalog: Catalog, checkpoints_dir: Path | None) -> ModelSpe
     if name.startswith((".", "/", "~")):
         raise ModelUnusableError(f"{name}: no such folder.")
     if match := HUB_ID.match(name):
-        return ModelSpec(
-            name=match["id"], backend=DEFAULT_BACKEND, location=match["id"], revision=match["revision"]
-        )
+        return ModelSpec(name=match["id"], backend=DEFAULT_BACKEND, location=match["id"], revision=match["revision"])
     known = [*catalog.models, *list_checkpoints(checkpoints_dir)]
     raise UnknownNameError(
         "model", name, known, hint="A folder, or org/name[@revision] on the hub, can be given as well."

@@ -23,7 +23,9 @@ def build_request(task: TaskSpec, sample: Sample, generation: Generation, seed: 
     text = task.prompt.user.replace("{question}", sample.question or "")
     messages = [Message("system", task.prompt.system)] if task.prompt.system else []
     messages.append(Message("user", text, images=len(sample.images)))
-    images = tuple(replace(image, resize=task.images.resize) if task.images.resize else image for image in sample.images)
+    images = tuple(
+        replace(image, resize=task.images.resize) if task.images.resize else image for image in sample.images
+    )
     content = {
         "messages": [[m.role, m.text, m.images] for m in messages],
         "images": [[image.source.digest(), list(image.resize or ())] for image in images],

@@ -1,12 +1,12 @@
 """A run on disk: appended as answers come, locked, repaired after a kill, finished by a rename.
 
-    RUNS/<task>/<model>/<first 12 of the run key>/
-        key.json        the run key and its parts, written first
-        samples.jsonl   one line a sample, append-only
-        scores/         one file per metric and profile
-        run.json        written last
-        mhe.log         warnings and tracebacks
-        lock            held by the process that works here
+RUNS/<task>/<model>/<first 12 of the run key>/
+    key.json        the run key and its parts, written first
+    samples.jsonl   one line a sample, append-only
+    scores/         one file per metric and profile
+    run.json        written last
+    mhe.log         warnings and tracebacks
+    lock            held by the process that works here
 """
 
 from __future__ import annotations

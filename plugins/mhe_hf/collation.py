@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 CHARACTERS_PER_TOKEN = 4
 """A text with more characters than this times the context is measured alone, before its neighbours are padded to it."""
 
+REFUSALS = (ValueError, ArithmeticError, IndexError, RuntimeError, OSError, MemoryError, SampleError)
+"""What processors raise for an image that they cannot take: its shape, its size. Anything else is a defect."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -123,11 +126,11 @@ class Collator:
         while rows:
             try:
                 inputs = self._process(rows)
-            except Exception as error:
-                # Processors refuse an image (its shape, its size) with errors of many kinds, for the whole batch.
+            except REFUSALS:
+                # Of one image, and yet for the whole batch.
                 blamed = {row.request.sample_id: failure for row in rows if (failure := self._failure_alone(row))}
                 if not blamed:
-                    raise SampleModelError(f"the model's processor refuses a batch of images: {error}") from error
+                    raise
             else:
                 blamed = {}
                 for row, length in zip(rows, _lengths(inputs), strict=True):
@@ -148,7 +151,7 @@ class Collator:
             return Failure(error.kind, str(error))
         except MemoryError:
             return Failure("system", "out of memory while the image was preprocessed")
-        except Exception as error:  # noqa: BLE001 - recorded with its text; see _readable
+        except REFUSALS as error:
             return Failure("model", f"the model's processor refuses it: {type(error).__name__}: {error}")
         return None
 

@@ -94,13 +94,9 @@ def _commit_on_hub(repo: str, revision: str | None) -> str:
         raise ModelUnusableError(
             f"there is no model {repo!r} on the hub (or it is private: hf auth login), and no folder of that name."
         ) from None
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        # httpx's and requests' connection errors are neither one class nor, all of them, OSErrors.
+    except (*HfHubHTTPError.__bases__, OfflineModeIsEnabled, OSError, ValueError) as error:
+        # Its bases are the errors of whichever HTTP library this version of the hub's client uses.
         raise _unreachable(repo, revision, error) from None
-    except Exception as error:
-        if type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests", "urllib3"):
-            raise _unreachable(repo, revision, error) from None
-        raise
     if commit is None:
         raise ModelUnusableError(f"the hub names no commit for {repo} (revision {revision or 'main'}).")
     return commit

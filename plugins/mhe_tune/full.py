@@ -327,18 +327,13 @@ def train(
 
 def choose_weights(trainer: WatchedTrainer, options: TrainingOptions, job: RecipeJob) -> str:
     """Put the weights of the lowest validation loss into the model, where those are wanted; says which they are."""
-    from safetensors.torch import load_file
-
-    from mhe_tune.watching import BEST_WEIGHTS, best_note
+    from mhe_tune.watching import BEST_WEIGHTS, best_note, load_trained
 
     best = best_note(job.folder)
     steps = trainer.state.global_step
     if options.keep == "last" or best is None:
         return f"weights of the last step, {steps}"
-    tensors = load_file(job.folder / BEST_WEIGHTS)
-    parameters = dict(trainer.model.named_parameters()) if trainer.model is not None else {}
-    for name, tensor in tensors.items():
-        parameters[name].data.copy_(tensor)
+    load_trained(trainer.own_model, job.folder / BEST_WEIGHTS)
     return f"weights of step {best['step']:.0f} of {steps}, with the lowest validation loss, {best['loss']:.4f}"
 
 

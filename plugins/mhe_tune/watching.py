@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mhe import TrainingExample
-    from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 EXAMPLE_INDEX = "example_index"
+TRAINED_WEIGHTS = "trained.safetensors"
 BEST_WEIGHTS = "best.safetensors"
 BEST_NOTE = "best.json"
 WHOLE_MARK = "mhe_saved.json"
@@ -58,6 +59,26 @@ class WatchedTrainer(Trainer):
         if not bool(torch.isfinite(loss)):
             self.stop_for("the loss", float(loss))
         return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
+        """Write the trained parameters under their names in the model.
+
+        The parent writes the published names and reads them back without translating, which loads nothing and says
+        nothing; and frozen weights need no saving.
+        """
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_trained(self.own_model, folder / TRAINED_WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Read what `_save` wrote; every trained parameter must be there."""
+        load_trained(model or self.own_model, Path(resume_from_checkpoint) / TRAINED_WEIGHTS)
+
+    @property
+    def own_model(self) -> torch.nn.Module:
+        """The model without what accelerate wraps around it."""
+        unwrapped: torch.nn.Module = self.accelerator.unwrap_model(self.model)
+        return unwrapped
 
     def stop_for(self, what: str, value: float) -> None:
         """Raise `LossNotFiniteError` with step, samples, and what is kept."""
@@ -117,7 +138,7 @@ class BestKeeper(TrainerCallback):
         """Keep what is better than anything before; count what is not."""
         losses = validation_losses(state.log_history)
         if losses and losses[-1][1] <= min(loss for _, loss in losses):
-            save_trained(extra["model"], self._folder, {"step": losses[-1][0], "loss": losses[-1][1]})  # type: ignore[arg-type]
+            keep_best(extra["model"], self._folder, {"step": losses[-1][0], "loss": losses[-1][1]})  # type: ignore[arg-type]
         if is_out_of_patience(losses, self._patience):
             control.should_training_stop = True
             control.should_save = True
@@ -192,12 +213,29 @@ def is_out_of_patience(losses: Sequence[tuple[int, float]], patience: int | None
     return len(values) - 1 - values.index(min(values)) >= patience
 
 
-def save_trained(model: PreTrainedModel, folder: Path, note: Mapping[str, float]) -> None:
-    """Write the trained parameters, and then the note that says of which step they are."""
+def write_trained(model: torch.nn.Module, path: Path) -> None:
+    """Write the trained parameters by their names in the model."""
     from safetensors.torch import save
 
     tensors = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-    write_whole(folder / BEST_WEIGHTS, save(tensors))
+    write_whole(path, save(tensors))
+
+
+def load_trained(model: torch.nn.Module, path: Path) -> None:
+    """Put written parameters back. Raises `RuntimeError` where they are not exactly the trained ones."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if tensors.keys() != parameters.keys():
+        raise RuntimeError(f"{path} does not hold the trained parameters: {sorted(tensors.keys() ^ parameters.keys())[:5]}")
+    for name, tensor in tensors.items():
+        parameters[name].data.copy_(tensor)
+
+
+def keep_best(model: torch.nn.Module, folder: Path, note: Mapping[str, float]) -> None:
+    """Write the trained parameters, and then the note that says of which step they are."""
+    write_trained(model, folder / BEST_WEIGHTS)
     write_whole(folder / BEST_NOTE, json.dumps(note).encode())
 
 

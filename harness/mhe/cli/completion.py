@@ -1,50 +1,46 @@
-"""Names offered by shell completion: from the catalogue alone, nothing heavy."""
+"""Names offered by shell completion: from the catalogue alone, nothing heavy.
+
+An unreadable folder offers nothing: an error would land in the middle of the line that somebody types.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import click
 
+    from mhe.catalog import Catalog
 
-def _starting(names: Iterable[str], incomplete: str) -> list[str]:
-    return sorted(name for name in names if name.startswith(incomplete))
-
-
-def complete_task(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Registered tasks."""
-    from mhe.catalog import open_catalog
-
-    return _starting(open_catalog().task_folders, incomplete)
+    Completer: TypeAlias = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
-def complete_model(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Registered models and checkpoints."""
-    from mhe.catalog import open_catalog
+def _completer(names: Callable[[Catalog], Iterable[str]]) -> Completer:
+    def complete(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+        from mhe.catalog import open_catalog
+
+        try:
+            return sorted(name for name in names(open_catalog()) if name.startswith(incomplete))
+        except OSError:
+            return []
+
+    return complete
+
+
+def _models(catalog: Catalog) -> list[str]:
     from mhe.checkpoints import list_checkpoints
 
-    return _starting([*open_catalog().models, *list_checkpoints(None)], incomplete)
+    return [*catalog.models, *list_checkpoints()]
 
 
-def complete_backend(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Registered backends."""
-    from mhe.catalog import open_catalog
-
-    return _starting(open_catalog().backends, incomplete)
-
-
-def complete_profile(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Registered scoring profiles."""
-    from mhe.catalog import open_catalog
-
-    return _starting(open_catalog().profiles, incomplete)
-
-
-def complete_recipe(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Registered recipes."""
-    from mhe.catalog import open_catalog
-
-    return _starting(open_catalog().recipes, incomplete)
+complete_task = _completer(lambda catalog: catalog.task_folders)
+complete_model = _completer(_models)
+complete_backend = _completer(lambda catalog: catalog.backends)
+complete_engine = _completer(lambda catalog: catalog.engines)
+complete_metric = _completer(lambda catalog: catalog.metrics)
+complete_pipeline = _completer(lambda catalog: catalog.pipelines)
+complete_plugin = _completer(lambda catalog: [plugin.name for plugin in catalog.plugins])
+complete_profile = _completer(lambda catalog: catalog.profiles)
+complete_reader = _completer(lambda catalog: catalog.readers)
+complete_recipe = _completer(lambda catalog: catalog.recipes)

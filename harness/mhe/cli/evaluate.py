@@ -26,8 +26,14 @@ PARTIAL = 3
 
 
 @click.command("eval", short_help="Evaluate models on tasks.")
-@click.option("--model", "models", required=True, multiple=True, shell_complete=complete_model,
-              help="A registered name, NAME[@SEED] of a checkpoint, a folder, or org/name[@revision] on the hub. Repeatable.")
+@click.option(
+    "--model",
+    "models",
+    required=True,
+    multiple=True,
+    shell_complete=complete_model,
+    help="A registered name, NAME[@SEED] of a checkpoint, a folder, or org/name[@revision] on the hub. Repeatable.",
+)
 @click.option("--task", "tasks", required=True, multiple=True, shell_complete=complete_task, help="A task. Repeatable.")
 @click.option("--backend", shell_complete=complete_backend, help="Run the model with this backend instead of its own.")
 @click.option("--split", help="The split to evaluate; the task's own where left out.")
@@ -37,12 +43,24 @@ PARTIAL = 3
 @click.option("--batch-size", type=int, help="Samples a batch, for backends that have batches.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set on this machine.")
 @click.option("--runs-dir", type=click.Path(path_type=Path), default=None, help="Where runs are kept [default: runs].")
-@click.option("--checkpoints-dir", type=click.Path(path_type=Path), default=None, help="Where `mhe tune` keeps checkpoints.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-              help="generation.temperature=0.7, backend.dtype=float32, metrics.NAME.OPTION=…. Repeatable.")
+@click.option(
+    "--checkpoints-dir", type=click.Path(path_type=Path), default=None, help="Where `mhe tune` keeps checkpoints."
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="generation.temperature=0.7, backend.dtype=float32, metrics.NAME.OPTION=…. Repeatable.",
+)
 @click.option("--metrics", help="Metrics, with commas; the task's own where left out.")
-@click.option("--profile", "profiles", multiple=True, shell_complete=complete_profile,
-              help="Scoring profile; the task's own where left out. Repeatable.")
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    shell_complete=complete_profile,
+    help="Scoring profile; the task's own where left out. Repeatable.",
+)
 @click.option("--engine", default="local", show_default=True, help="Where requests run.")
 @click.option("--fresh", is_flag=True, help="Run again, even if this very run is done.")
 @click.option("--reuse-unverified", is_flag=True, help="Resume runs of models whose content cannot be seen (servers).")
@@ -172,9 +190,7 @@ def _show(outcomes: Sequence[RunOutcome], *, as_json: bool) -> None:
     if as_json:
         import json
 
-        runs = [
-            {**o.record.model_dump(mode="json"), "folder": str(o.folder), "was_done": o.was_done} for o in outcomes
-        ]
+        runs = [{**o.record.model_dump(mode="json"), "folder": str(o.folder), "was_done": o.was_done} for o in outcomes]
         click.echo(json.dumps({"schema_version": 1, "runs": runs}, indent=2, ensure_ascii=False))
         return
     from mhe.cli.run_tables import run_table

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import json
 import textwrap
 import types
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -21,7 +23,15 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "pattern": "matching"}
-_WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "nothing"}
+_WORDS: dict[object, str] = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    type(None): "nothing",
+    Any: "anything",
+    Path: "path",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +80,7 @@ def field_texts(model: type[BaseModel]) -> dict[str, str]:
         if not isinstance(tree.body[0], ast.ClassDef):
             continue
         body = tree.body[0].body
-        for field, below in zip(body, body[1:], strict=False):
+        for field, below in itertools.pairwise(body):
             if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
                 continue
             if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
@@ -106,21 +116,19 @@ def _type_text(field: FieldInfo) -> str:
 
 def type_text(annotation: Any) -> str:  # noqa: ANN401 - an annotation is any object
     """An annotation in words: `integer`, `"eager" | "sdpa"`, `list of text`."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation in _WORDS:
-        return _WORDS[annotation]
+    origin = get_origin(annotation)
+    arguments = [argument for argument in get_args(annotation) if argument is not Ellipsis]
     if origin is Literal:
         return " | ".join(json.dumps(value) for value in arguments)
-    if origin in (Union, types.UnionType):
-        return " | ".join(type_text(argument) for argument in arguments)
-    if origin is dict:
-        return f"{type_text(arguments[0])} to {type_text(arguments[1])}"
-    if origin in (tuple, list, set, frozenset):
-        kinds = [argument for argument in arguments if argument is not Ellipsis]
-        if len(kinds) == 1:
-            return f"list of {type_text(kinds[0])}"
-        return f"[{', '.join(type_text(kind) for kind in kinds)}]"
-    if hasattr(annotation, "__metadata__") and arguments:
+    if origin is Annotated:
         return type_text(arguments[0])
-    name = getattr(annotation, "__name__", str(annotation))
-    return {"Any": "anything", "Path": "path"}.get(name, name)
+    kinds = [type_text(argument) for argument in arguments]
+    if origin in (Union, types.UnionType):
+        text = " | ".join(kinds)
+    elif origin is dict:
+        text = " to ".join(kinds)
+    elif origin in (tuple, list, set, frozenset):
+        text = f"list of {kinds[0]}" if len(kinds) == 1 else f"[{', '.join(kinds)}]"
+    else:
+        text = _WORDS.get(annotation) or str(getattr(annotation, "__name__", annotation))
+    return text

@@ -34,10 +34,8 @@ def run_table(record: RunRecord, folder: Path | None = None) -> str:
 
 def _head(record: RunRecord) -> str:
     counts = record.counts
-    lines = [
-        f"{record.model.name} on {record.task.name} (version {record.task.version}), split {record.data.split}, "
-        f"seed {record.seed}: {counts.answered} of {counts.samples} samples answered"
-    ]
+    name = f"{record.model.name} on {record.task.name} (version {record.task.version}), split {record.data.split}"
+    lines = [f"{name}, seed {record.seed}: {counts.answered} of {counts.samples} samples answered"]
     if record.status == "partial":
         errors = [
             f"{number} {kind}"

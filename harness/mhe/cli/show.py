@@ -1,4 +1,7 @@
-"""`mhe show`: what is there. Lists come from the catalogue alone; a name shows everything known of it."""
+"""`mhe show`: what is registered, and the runs on this machine.
+
+Lists need nothing heavy; details load the one thing that is asked for.
+"""
 
 from __future__ import annotations
 
@@ -8,314 +11,305 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mhe.cli.field_docs import field_docs
+from mhe.cli import completion
 from mhe.cli.main import catalog_of, say
 from mhe.cli.tables import table
-from mhe.errors import UnknownNameError, UserError
+from mhe.errors import MheError, UnknownNameError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pydantic import BaseModel
-
     from mhe.catalog import Catalog
-    from mhe.documents.run import RunRecord
-    from mhe.values import MetricValue, Provider
+    from mhe.cli.completion import Completer
+    from mhe.values import Provider
 
-KINDS = ("tasks", "models", "backends", "metrics", "profiles", "recipes", "pipelines", "engines", "plugins", "readers")
-
-
-@click.command("show", short_help="List what is there: tasks, models, metrics, runs and more.")
-@click.argument("kind", metavar="KIND", type=click.Choice([*KINDS, "runs", "run"]))
-@click.argument("name", metavar="[NAME]", required=False, shell_complete=lambda *a: _complete_name(*a))
-@click.option("--runs-dir", type=click.Path(path_type=Path), help="Where runs are kept [default: runs].")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-@click.pass_context
-def show(ctx: click.Context, kind: str, name: str | None, runs_dir: Path | None, as_json: bool) -> None:
-    """List one KIND of thing, or show all of one NAME.
-
-    KIND is tasks, models, backends, metrics, profiles, recipes, pipelines, engines, readers, plugins or runs;
-    `mhe show run FOLDER` shows one run.
-    """
-    if kind == "run":
-        _show_run(name, as_json=as_json)
-    elif kind == "runs":
-        _show_runs(runs_dir, as_json=as_json)
-    elif name is None:
-        _list(catalog_of(ctx), kind, as_json=as_json)
-    else:
-        _detail(catalog_of(ctx), kind, name, as_json=as_json)
+Row = dict[str, object]
 
 
-def _complete_name(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    from mhe.catalog import open_catalog
+class ShowGroup(click.Group):
+    """A group that suggests the nearest name for a mistyped one."""
 
-    kind = ctx.params.get("kind")
-    if kind not in KINDS:
-        return []
-    return [row["name"] for row in _rows(open_catalog(), kind) if row["name"].startswith(incomplete)]
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with a suggestion."""
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in self.commands:
+            raise UnknownNameError("list", name, self.commands, hint="Type: mhe show --help")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=ShowGroup, short_help="List what is there: tasks, models, metrics, runs and more.")
+def show() -> None:
+    """List what is there. With a NAME, everything about one thing."""
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+def print_json(content: Mapping[str, object]) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps({"schema_version": 1, **content}, indent=2, ensure_ascii=False, default=str))
+
+
+def print_rows(rows: Sequence[Row], columns: Sequence[str], *, nothing: str, right: Sequence[str] = ()) -> None:
+    """A table on stdout; where there is no row, a sentence on stderr."""
+    if not rows:
+        say(nothing)
+        return
+    cells = [["" if row.get(column) is None else str(row[column]) for column in columns] for row in rows]
+    click.echo(table(columns, cells, right={columns.index(column) for column in right}))
+
+
+def _warn(catalog: Catalog) -> None:
+    broken = [plugin.name for plugin in catalog.plugins if not plugin.is_working]
+    if broken:
+        say(f"warning: plugins with problems: {', '.join(broken)}. See: mhe show plugins")
 
 
 # ---------------------------------------------------------------- lists
 
 
-def _rows(catalog: Catalog, kind: str) -> list[dict[str, str]]:
-    """One mapping a thing; the keys are the table's headers."""
-    if kind == "tasks":
-        specs = [catalog.task(name) for name in catalog.task_folders]
-        return [
-            {"name": s.name, "version": str(s.version), "kind": s.kind, "primary": s.primary, "summary": s.summary}
-            for s in specs
-        ]
-    if kind == "models":
-        return [
-            {"name": s.name, "backend": s.backend, "location": _short(s.location), "summary": s.summary}
-            for s in catalog.models.values()
-        ]
-    if kind == "plugins":
-        catalog.check_all()
-        return [
-            {
-                "name": p.name,
-                "distribution": f"{p.distribution} {p.version}".strip(),
-                "state": "works" if p.is_working else "PROBLEM, see mhe doctor",
-                "hooks": ", ".join(hook.removeprefix("register_") for hook in p.hooks),
-            }
-            for p in catalog.plugins
-        ]
-    if kind == "pipelines":
-        return [{"name": name} for name in catalog.pipelines]
-    providers: Mapping[str, Provider[object]] = getattr(catalog, kind)
-    return [{"name": p.name, "summary": p.summary, "extra": p.extra or ""} for p in providers.values()]
-
-
-def _short(location: str) -> str:
-    return f"…/{Path(location).name}" if Path(location).is_absolute() else location
-
-
-def _list(catalog: Catalog, kind: str, *, as_json: bool) -> None:
-    rows = _rows(catalog, kind)
-    if as_json:
-        click.echo(json.dumps({"schema_version": 1, kind: rows}, indent=2, ensure_ascii=False))
-        return
-    if not rows:
-        say(f"no {kind} are registered.")
-        return
-    headers = list(rows[0])
-    click.echo(table(headers, [[row[header] for header in headers] for row in rows]))
-    if kind != "plugins" and any(not plugin.is_working for plugin in catalog.plugins):
-        say("some plugins have problems: mhe doctor")
-
-
-# ---------------------------------------------------------------- one thing
-
-
-def _detail(catalog: Catalog, kind: str, name: str, *, as_json: bool) -> None:
-    details: dict[str, Callable[[Catalog, str], dict[str, object]]] = {
-        "tasks": _task,
-        "models": _model,
-        "metrics": _metric,
-        "profiles": _profile,
-        "plugins": _plugin,
-        "pipelines": _pipeline,
-    }
-    content = details[kind](catalog, name) if kind in details else _provider(catalog, kind, name)
-    if as_json:
-        click.echo(json.dumps({"schema_version": 1, **content}, indent=2, ensure_ascii=False, default=str))
-    else:
-        click.echo("\n".join(_as_text(content, "")))
-
-
-def _as_text(content: Mapping[str, object], indent: str) -> list[str]:
-    lines = []
-    for key, value in content.items():
-        if value in (None, "", [], (), {}):
+def _task_rows(catalog: Catalog) -> list[Row]:
+    rows: list[Row] = []
+    for name in sorted(catalog.task_folders):
+        try:
+            task = catalog.task(name)
+        except MheError as error:
+            # One broken task must not hide the others.
+            say(f"warning: {error}")
+            rows.append({"name": name, "title": "(cannot be read)", "error": str(error)})
             continue
-        if isinstance(value, dict):
-            lines += [f"{indent}{key}:", *_as_text(value, indent + "  ")]
-        elif isinstance(value, (list, tuple)):
-            lines.append(f"{indent}{key}:")
-            for item in value:
-                if isinstance(item, dict):
-                    lines.append(f"{indent}  - " + "; ".join(f"{k}: {v}" for k, v in item.items() if v not in (None, "")))
-                else:
-                    lines.append(f"{indent}  - {item}")
-        else:
-            first, *rest = str(value).splitlines() or [""]
-            lines.append(f"{indent}{key}: {first}")
-            lines += [f"{indent}{' ' * (len(key) + 2)}{line}" for line in rest]
-    return lines
-
-
-def _task(catalog: Catalog, name: str) -> dict[str, object]:
-    task = catalog.task(name)
-    content: dict[str, object] = task.model_dump(mode="json", exclude_defaults=True)
-    folder = catalog.task_folders.get(name)
-    if folder is not None and (folder / "README.md").is_file():
-        content["readme"] = str(folder / "README.md")
-    return content
-
-
-def _model(catalog: Catalog, name: str) -> dict[str, object]:
-    from mhe.checkpoints import find_checkpoint, list_checkpoints
-
-    spec = catalog.models.get(name) or find_checkpoint(name)
-    if spec is None:
-        raise UnknownNameError("model", name, [*catalog.models, *list_checkpoints()])
-    content: dict[str, object] = spec.model_dump(mode="json", exclude_defaults=True)
-    return content
-
-
-def _metric(catalog: Catalog, name: str) -> dict[str, object]:
-    from mhe.digests import cache_dir
-    from mhe.protocols import MetricContext
-
-    content = _provider(catalog, "metrics", name)
-    factory = catalog.metric(name)
-    if not _needs_options(factory.Options):
-        metric = factory(factory.Options(), MetricContext(cache_dir()))
-        content |= {
-            "version": metric.version,
-            "for": sorted(metric.kinds),
-            "requires": sorted(metric.requires),
-            "values": [_value(value) for value in metric.values],
-        }
-    return content
-
-
-def _value(value: MetricValue) -> dict[str, str]:
-    low = "-∞" if value.floor is None else f"{value.floor:g}"
-    high = "∞" if value.ceiling is None else f"{value.ceiling:g}"
-    direction = "higher is better" if value.higher_is_better else "lower is better"
-    return {"name": value.name, "range": f"{low} to {high}", "direction": direction, "summary": value.summary}
-
-
-def _profile(catalog: Catalog, name: str) -> dict[str, object]:
-    profile = catalog.profile(name)
-    return {
-        "name": profile.name,
-        "version": profile.version,
-        "kind": profile.kind,
-        "summary": catalog.profiles[name].summary,
-        "source": profile.source,
-        "known defects, kept on purpose": list(profile.defects),
-    }
-
-
-def _plugin(catalog: Catalog, name: str) -> dict[str, object]:
-    catalog.check_all()
-    for plugin in catalog.plugins:
-        if plugin.name == name:
-            return {
-                "name": plugin.name,
-                "distribution": plugin.distribution,
-                "version": plugin.version,
-                "place": plugin.place,
-                "hooks": list(plugin.hooks),
-                "problems": [str(problem) for problem in plugin.problems],
-            }
-    raise UnknownNameError("plugin", name, [plugin.name for plugin in catalog.plugins])
-
-
-def _pipeline(catalog: Catalog, name: str) -> dict[str, object]:
-    from mhe.documents.pipeline import PipelineSpec
-    from mhe.task_files import read_document
-
-    if name not in catalog.pipelines:
-        raise UnknownNameError("pipeline", name, catalog.pipelines)
-    content: dict[str, object] = read_document(PipelineSpec, catalog.pipelines[name]).model_dump(mode="json")
-    return content
-
-
-def _provider(catalog: Catalog, kind: str, name: str) -> dict[str, object]:
-    providers: Mapping[str, Provider[object]] = getattr(catalog, kind)
-    load = getattr(catalog, kind.removesuffix("s"))
-    thing = load(name)
-    content: dict[str, object] = {"name": name, "summary": providers[name].summary, "extra": providers[name].extra}
-    documentation = (thing.__doc__ or "").strip() if isinstance(thing, type) else ""
-    if documentation:
-        import inspect
-
-        content["description"] = inspect.cleandoc(documentation)
-    if options := getattr(thing, "Options", None):
-        content["options"] = option_rows(options)
-    return content
-
-
-def option_rows(options: type[BaseModel]) -> list[dict[str, str]]:
-    """Name, type, default and meaning of each option."""
-    rows = []
-    meanings = field_docs(options)
-    for name, option in options.model_fields.items():
-        annotation = option.annotation
-        kind = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
-        default = "required" if option.is_required() else repr(option.get_default(call_default_factory=True))
-        extra = option.json_schema_extra
-        meaning = option.description or meanings.get(name, "")
-        neutral = "not in the run key" if isinstance(extra, dict) and extra.get("answer_neutral") else ""
-        rows.append(
-            {"name": name, "type": kind, "default": default, "meaning": meaning, "note": neutral}
-        )
+        row = {"name": name, "version": task.version, "kind": task.kind, "primary": task.primary}
+        title = f"{task.title} (drawn images)" if task.phantom else task.title
+        rows.append({**row, "profile": task.profile, "split": task.default_split, "title": title})
     return rows
 
 
-def _needs_options(options: type[BaseModel]) -> bool:
-    return any(option.is_required() for option in options.model_fields.values())
+def _model_rows(catalog: Catalog) -> list[Row]:
+    from mhe.checkpoints import find_checkpoint, list_checkpoints
+
+    found = [(name, "registered", spec) for name, spec in sorted(catalog.models.items())]
+    for name in list_checkpoints():
+        try:
+            if (spec := find_checkpoint(name)) is not None:
+                found.append((name, "checkpoint", spec))
+        except MheError as error:
+            say(f"warning: {error}")
+    return [
+        {
+            "name": name,
+            "from": origin,
+            "backend": spec.backend,
+            "location": f"{spec.location}@{spec.revision[:12]}" if spec.revision else spec.location,
+            "summary": spec.summary,
+        }
+        for name, origin, spec in found
+    ]
+
+
+def _provider_rows(
+    kind: str, providers: Callable[[Catalog], Mapping[str, Provider[object]]]
+) -> Callable[[Catalog], list[Row]]:
+    def rows(catalog: Catalog) -> list[Row]:
+        found: list[Row] = []
+        for name, provider in sorted(providers(catalog).items()):
+            owner = catalog.owner_of(kind, name)
+            found.append(
+                {
+                    "name": name,
+                    "plugin": owner.name if owner else "",
+                    "extra": provider.extra,
+                    "summary": provider.summary,
+                }
+            )
+        return found
+
+    return rows
+
+
+def _plugin_rows(catalog: Catalog) -> list[Row]:
+    catalog.check_all()
+    return [
+        {
+            "name": plugin.name,
+            "distribution": f"{plugin.distribution} {plugin.version}".strip(),
+            "state": "ok" if plugin.is_working else "PROBLEM",
+            "place": plugin.place,
+            "hooks": ", ".join(hook.removeprefix("register_") for hook in plugin.hooks),
+        }
+        for plugin in catalog.plugins
+    ]
+
+
+def _pipeline_rows(catalog: Catalog) -> list[Row]:
+    return [{"name": name, "file": str(file)} for name, file in sorted(catalog.pipelines.items())]
+
+
+PROVIDER_COLUMNS = ("name", "plugin", "extra", "summary")
+
+
+def _make_list(
+    plural: str,
+    singular: str,
+    columns: Sequence[str],
+    rows_of: Callable[[Catalog], list[Row]],
+    complete: Completer | None,
+    what: str,
+) -> None:
+    @click.argument("name", required=False, shell_complete=complete)
+    @json_option
+    @click.pass_context
+    def run(ctx: click.Context, name: str | None, as_json: bool) -> None:
+        catalog = catalog_of(ctx)
+        if name is not None:
+            from mhe.cli.show_details import detail_text, details
+
+            found = details(catalog, singular, name)
+            if as_json:
+                print_json({singular: found})
+            else:
+                click.echo(detail_text(found))
+            return
+        rows = rows_of(catalog)
+        if as_json:
+            problems = [str(problem) for problem in catalog.problems]
+            print_json({plural: rows, "problems": problems})
+            return
+        print_rows(rows, columns, nothing=f"there are no {plural}.")
+        if plural == "plugins":
+            for problem in catalog.problems:
+                say(f"problem: {problem}")
+        else:
+            _warn(catalog)
+
+    show.command(plural, short_help=what, help=f"{what} With NAME, everything about that {singular}.")(run)
+
+
+_make_list(
+    "tasks",
+    "task",
+    ("name", "version", "kind", "primary", "profile", "split", "title"),
+    _task_rows,
+    completion.complete_task,
+    "Tasks that models are evaluated on.",
+)
+_make_list(
+    "models",
+    "model",
+    ("name", "from", "backend", "location", "summary"),
+    _model_rows,
+    completion.complete_model,
+    "Registered models, and checkpoints made here.",
+)
+_make_list(
+    "backends",
+    "backend",
+    PROVIDER_COLUMNS,
+    _provider_rows("backend", lambda catalog: catalog.backends),
+    completion.complete_backend,
+    "Ways to run a model.",
+)
+_make_list(
+    "metrics",
+    "metric",
+    PROVIDER_COLUMNS,
+    _provider_rows("metric", lambda catalog: catalog.metrics),
+    completion.complete_metric,
+    "What answers are measured by.",
+)
+_make_list(
+    "profiles",
+    "profile",
+    PROVIDER_COLUMNS,
+    _provider_rows("profile", lambda catalog: catalog.profiles),
+    completion.complete_profile,
+    "Scoring conventions.",
+)
+_make_list(
+    "recipes",
+    "recipe",
+    PROVIDER_COLUMNS,
+    _provider_rows("recipe", lambda catalog: catalog.recipes),
+    completion.complete_recipe,
+    "Ways to train or transform a model.",
+)
+_make_list(
+    "readers",
+    "reader",
+    PROVIDER_COLUMNS,
+    _provider_rows("reader", lambda catalog: catalog.readers),
+    completion.complete_reader,
+    "Readers of data sets.",
+)
+_make_list(
+    "engines",
+    "engine",
+    PROVIDER_COLUMNS,
+    _provider_rows("engine", lambda catalog: catalog.engines),
+    completion.complete_engine,
+    "Where requests run.",
+)
+_make_list(
+    "pipelines",
+    "pipeline",
+    ("name", "file"),
+    _pipeline_rows,
+    completion.complete_pipeline,
+    "Pipelines of recipes.",
+)
+_make_list(
+    "plugins",
+    "plugin",
+    ("name", "distribution", "state", "place", "hooks"),
+    _plugin_rows,
+    completion.complete_plugin,
+    "Installed plugins, and what is wrong with them.",
+)
 
 
 # ---------------------------------------------------------------- runs
 
 
-def _show_run(name: str | None, *, as_json: bool) -> None:
-    from mhe.cli.run_tables import run_table
-    from mhe.documents.run import RunRecord
+@show.command("runs", short_help="Runs on this machine.")
+@click.option(
+    "--runs-dir",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Where runs are kept [default: $MHE_RUNS_DIR, else runs].",
+)
+@click.option("--task", shell_complete=completion.complete_task, help="Only runs of this task.")
+@json_option
+def show_runs(runs_dir: Path | None, task: str | None, as_json: bool) -> None:
+    """Runs on this machine, the primary value of each with its interval.
 
-    if name is None:
-        raise UserError("name the run's folder: mhe show run FOLDER (mhe show runs lists them).")
-    folder = Path(name)
-    path = folder if folder.name == "run.json" else folder / "run.json"
-    if not path.is_file():
-        unfinished = (folder / "samples.jsonl").is_file()
-        detail = "the run is not finished; run its command again to go on." if unfinished else "there is no run here."
-        raise UserError(f"{folder}: {detail} mhe show runs lists what there is.")
-    record = RunRecord.from_json(path)
-    click.echo(record.to_json() if as_json else run_table(record, path.parent), nl=False)
-
-
-def _show_runs(runs_dir: Path | None, *, as_json: bool) -> None:
+    `provisional`: some samples have no answer, and the value is over the others. `unfinished`: interrupted; the same
+    `mhe eval` goes on.
+    """
     from mhe.cli.evaluate import default_runs_dir
-    from mhe.documents.run import RunRecord
+    from mhe.cli.show_runs import RUN_COLUMNS, run_rows, text_row
 
-    root = runs_dir or default_runs_dir()
-    records = [(path.parent, RunRecord.from_json(path)) for path in sorted(root.glob("*/*/*/run.json"))]
+    folder = runs_dir or default_runs_dir()
+    rows, problems = run_rows(folder, task)
+    for problem in problems:
+        say(f"warning: {problem}")
     if as_json:
-        rows = [{"folder": str(folder), **_run_row(record)} for folder, record in records]
-        click.echo(json.dumps({"schema_version": 1, "runs": rows}, indent=2, ensure_ascii=False))
+        print_json({"runs_dir": str(folder), "runs": rows, "problems": problems})
         return
-    if not records:
-        say(f"no finished run in {root}. Make one: mhe eval --model tiny-llava --task phantom-vqa")
-        return
-    headers = ["task", "model", "seed", "n", "status", "primary", "value", "finished", "folder"]
-    lines = []
-    for folder, record in records:
-        row = _run_row(record)
-        value = row["value"]
-        shown = f"{value:.3f}" if isinstance(value, float) else "—"
-        lines.append([str({**row, "value": shown, "folder": folder}[header]) for header in headers])
-    click.echo(table(headers, lines, right={2, 3, 6}))
+    texts = [text_row(row) for row in rows]
+    print_rows(texts, RUN_COLUMNS, nothing=f"there are no runs in {folder}. Make one: mhe eval", right=["value", "n"])
 
 
-def _run_row(record: RunRecord) -> dict[str, object]:
-    primary: Sequence[float | None] = [
-        score.value for metric in record.metrics for score in metric.values if score.name == record.task.primary
-    ]
-    return {
-        "task": record.task.name,
-        "model": record.model.name,
-        "seed": record.seed,
-        "n": record.counts.answered,
-        "status": record.status,
-        "primary": record.task.primary,
-        "value": primary[0] if primary else None,
-        "finished": record.finished,
-    }
+@show.command("run", short_help="One run in full.")
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+def show_run(folder: Path, as_json: bool) -> None:
+    """One run in full: values with intervals, groups, cost, warnings. FOLDER is its folder or its run.json."""
+    from mhe.cli.run_tables import run_table
+    from mhe.cli.show_runs import read_run
+
+    record, place = read_run(folder)
+    if as_json:
+        print_json({"run": {**record.model_dump(mode="json"), "folder": str(place)}})
+    else:
+        click.echo(run_table(record, place))

@@ -1,4 +1,7 @@
-"""A checkpoint made by a recipe: what it is, where it comes from, what it cost. Written by the core, never by a plugin."""
+"""A checkpoint made by a recipe: what it is, where it comes from, what it cost.
+
+Written by the core, never by a plugin.
+"""
 
 from __future__ import annotations
 

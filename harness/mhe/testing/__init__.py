@@ -8,24 +8,38 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mhe.testing.contracts import (
-        check_backend,
-        check_engine,
-        check_profile,
-        check_reader,
-        check_recipe,
-    )
+    from mhe.testing.backend_contract import check_backend, check_engine
+    from mhe.testing.contracts import check_profile, check_reader, check_recipe
     from mhe.testing.metric_contract import check_metric
     from mhe.testing.scripted import ScriptedBackend, ScriptedOptions
     from mhe.testing.task_contract import check_model, check_task
-    from mhe.testing.toys import ToyReader, tiny_png, toy_cases, toy_requests, toy_samples, toy_task
+    from mhe.testing.toys import (
+        HOSTILE_TEXTS,
+        ToyProfile,
+        ToyReader,
+        tiny_png,
+        toy_cases,
+        toy_requests,
+        toy_samples,
+        toy_task,
+    )
 
 _HOMES = {
-    "mhe.testing.contracts": ("check_backend", "check_engine", "check_profile", "check_reader", "check_recipe"),
+    "mhe.testing.backend_contract": ("check_backend", "check_engine"),
+    "mhe.testing.contracts": ("check_profile", "check_reader", "check_recipe"),
     "mhe.testing.metric_contract": ("check_metric",),
     "mhe.testing.scripted": ("ScriptedBackend", "ScriptedOptions"),
     "mhe.testing.task_contract": ("check_model", "check_task"),
-    "mhe.testing.toys": ("ToyReader", "tiny_png", "toy_cases", "toy_requests", "toy_samples", "toy_task"),
+    "mhe.testing.toys": (
+        "HOSTILE_TEXTS",
+        "ToyProfile",
+        "ToyReader",
+        "tiny_png",
+        "toy_cases",
+        "toy_requests",
+        "toy_samples",
+        "toy_task",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -33,6 +47,7 @@ __all__ = [
     "HOSTILE_TEXTS",
     "ScriptedBackend",
     "ScriptedOptions",
+    "ToyProfile",
     "ToyReader",
     "check_backend",
     "check_engine",

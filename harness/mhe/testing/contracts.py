@@ -1,4 +1,4 @@
-"""What every backend, engine, reader, profile and recipe must keep, as functions that a plugin's own tests call.
+"""What every reader, profile and recipe must keep, as functions that a plugin's own tests call.
 
 Each raises `AssertionError` with the promise that was broken. They hold a plugin to what `mhe.protocols` says, not
 to what its numbers should be.
@@ -8,32 +8,22 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
-from mhe.documents.model import ModelSpec
-from mhe.errors import DataMissingError
-from mhe.protocols import AnswerProfile, BackendContext, ReadContext
-from mhe.testing.scripted import ScriptedBackend, ScriptedOptions
-from mhe.testing.toys import toy_requests, toy_samples
-from mhe.values import Response, Sample
+from mhe.catalog import NAME
+from mhe.errors import DataMissingError, SampleDataError
+from mhe.protocols import AnswerProfile, ReadContext, RecipeResult
+from mhe.testing.toys import HOSTILE_TEXTS, toy_samples
+from mhe.values import Image, Sample
 
 if TYPE_CHECKING:
-    from mhe.protocols import (
-        BackendFactory,
-        DatasetReader,
-        DatasetReaderFactory,
-        Engine,
-        ModelBackend,
-        Profile,
-        RecipeFactory,
-    )
-    from mhe.values import Request
+    from mhe.protocols import DatasetReader, DatasetReaderFactory, Profile, RecipeFactory, RecipeJob
 
 Options = Mapping[str, object]
 HEX_SHA256 = 64
@@ -57,109 +47,20 @@ def checked_options(factory: object, options: Options | None) -> BaseModel:
         require("extra_forbidden" in kinds, "Options refuses unknown keys: derive it from mhe.Part")
     else:
         raise AssertionError("Options refuses unknown keys: derive it from mhe.Part")
-    return model.model_validate(options or {})
+    chosen = model.model_validate(options or {})
+    # Options are written into run keys and records.
+    json.dumps(chosen.model_dump(mode="json"))
+    return chosen
 
 
-# ---------------------------------------------------------------- backends
-
-
-def check_backend(
-    factory: BackendFactory,
-    *,
-    options: Options | None = None,
-    model: ModelSpec | None = None,
-    requests: Sequence[Request] | None = None,
-    training_samples: Sequence[Sample] | None = None,
-) -> list[Response]:
-    """Describe, load, answer all, answer a few, close. Returns the responses to all requests, in their order.
-
-    Answers must not depend on which other requests are pending: a run that was killed is resumed with few of them.
-    """
-    chosen = checked_options(factory, options)
-    spec = model or ModelSpec(name="toy", backend="toy", location="toy")
-    asked = list(requests) if requests is not None else toy_requests(8)
-    known = list(training_samples) if training_samples is not None else toy_samples(16, first=1000)
-    with TemporaryDirectory() as cache:
-        context = BackendContext(offline=True, cache_dir=Path(cache), training_samples=lambda: known)
-        backend = factory(spec, chosen, context)
-        try:
-            before = _checked_description(backend)
-            backend.load()
-            require(_checked_description(backend) == before, "describe() has one key before and after load()")
-            whole = _answers(backend, asked, [request.sample_id for request in asked])
-            few = [request.sample_id for request in asked[1::3]]
-            part = _answers(backend, asked, few)
-            for name in few:
-                require(part[name].text == whole[name].text, f"{name} is answered alike, whatever else is pending")
-            require(not _answers(backend, asked, []), "generate() answers nothing where nothing is pending")
-            json.dumps(dict(backend.usage()))
-        finally:
-            backend.close()
-    return [whole[request.sample_id] for request in asked]
-
-
-def _checked_description(backend: ModelBackend) -> tuple[str, str, str, str]:
-    told = backend.describe()
-    require(bool(told.name) and bool(told.version), "describe() names the backend and its version")
-    require(bool(told.fingerprint.digest), "describe() has a fingerprint of the weights")
-    keys = json.dumps(dict(told.key_options), sort_keys=True)
-    json.dumps(dict(told.neutral_options))
-    both = set(told.key_options) & set(told.neutral_options)
-    require(not both, f"an option is answer-neutral or in the run key, never both: {sorted(both)}")
-    return told.name, told.version, told.fingerprint.digest, keys
-
-
-def _answers(backend: ModelBackend, requests: Sequence[Request], pending: Sequence[str]) -> dict[str, Response]:
-    found = list(backend.generate(requests, frozenset(pending)))
-    counted = Counter(response.sample_id for response in found)
-    doubled = [name for name, number in counted.items() if number > 1]
-    require(not doubled, f"generate() answers each request once; twice: {doubled}")
-    strangers, missing = set(counted) - set(pending), set(pending) - set(counted)
-    require(not strangers, f"generate() answers pending requests only; others: {sorted(strangers)}")
-    require(not missing, f"generate() answers every pending request; missing: {sorted(missing)}")
-    for response in found:
-        require(
-            (response.text is None) != (response.error is None),
-            f"a response has a text or an error: {response.sample_id} has both or neither",
-        )
-    return {response.sample_id: response for response in found}
-
-
-# ---------------------------------------------------------------- engines
-
-
-def check_engine(load: Callable[[], Engine]) -> None:
-    """Run the scripted backend through a fresh engine: every answer once, usage, closing also after an error."""
-    requests = toy_requests(10)
-    pending = {request.sample_id for request in requests[2:]}
-    engine = load()
-    require(bool(engine.name), "an engine has a name")
-    try:
-        engine.describe()
-    except RuntimeError:
-        pass
-    else:
-        raise AssertionError("describe() raises RuntimeError before run() has loaded a backend")
-    answered = [r.sample_id for r in engine.run(_scripted(ScriptedOptions(batch_size=3)), requests, pending)]
-    require(sorted(answered) == sorted(pending), "run() yields each pending request's response once")
-    require(engine.describe().name == "scripted", "describe() is the backend's own after run()")
-    require(engine.usage().get("load_seconds", -1) >= 0, "usage() has load_seconds")
-
-    engine = load()
-    kept: list[Response] = []
-    try:
-        for response in engine.run(_scripted(ScriptedOptions(raise_after=4, batch_size=2)), requests, pending):
-            kept.append(response)  # noqa: PERF402 - what came before the error counts
-    except RuntimeError:
-        require(len(kept) == 4, "answers given before a backend's error are yielded")
-    else:
-        raise AssertionError("run() passes a backend's error on")
-
-
-def _scripted(options: ScriptedOptions) -> Callable[[], ModelBackend]:
-    spec = ModelSpec(name="scripted", backend="scripted", location="options")
-    context = BackendContext(offline=True, cache_dir=Path(), training_samples=list)
-    return lambda: ScriptedBackend(spec, options, context)
+def check_name(name: object, version: object, noun: str) -> None:
+    """A name that can be typed, and a version: a text without blanks."""
+    fits = isinstance(name, str) and NAME.fullmatch(name) is not None
+    require(fits, f"a {noun} has a name of lower case, digits, dots and dashes, not {name!r}")
+    require(
+        isinstance(version, str) and version != "" and version.split() == [version],
+        f"a {noun} has a version, a text without blanks, not {version!r}",
+    )
 
 
 # ---------------------------------------------------------------- readers
@@ -176,7 +77,7 @@ def check_reader(
     """Read a split twice, cut, and without images. Returns its samples.
 
     `is_generated` says that the reader makes its samples and needs no data; any other must raise
-    `DataMissingError` where it has no folder and may not use the hub.
+    `DataMissingError` where it has no folder, or an empty one, and may not use the hub. The first images are opened.
     """
     chosen = checked_options(factory, options)
 
@@ -194,71 +95,114 @@ def check_reader(
     for sample in samples[:50]:
         _check_sample(sample)
     require(ids == [sample.id for sample in read()], "a split reads in the same order every time")
-    limited = [sample.id for sample in read(limit=2)]
-    require(limited[:2] == ids[:2], "`limit` is a beginning of the split")
+    some = max(1, len(ids) // 2)
+    limited = [sample.id for sample in read(limit=some)]
+    require(limited[:some] == ids[:some], f"with limit={some}, the first {some} samples are those of the whole split")
     require(ids == [sample.id for sample in read(need_images=False)], "need_images=False gives the same samples")
+    _check_images(samples)
     if not is_generated:
-        try:
-            read(folder=None)
-        except DataMissingError as error:
-            require(len(str(error)) > 40, "DataMissingError says what to download and where to put it")
-        else:
-            raise AssertionError("without a folder and offline, read() raises DataMissingError")
+        with TemporaryDirectory() as empty:
+            for folder in (None, Path(empty)):
+                try:
+                    read(folder=folder)
+                except DataMissingError as error:
+                    require(len(str(error)) > 40, "DataMissingError says what to download and where to put it")
+                else:
+                    raise AssertionError("without data and offline, read() raises DataMissingError")
     return samples
 
 
-def _check_sample(sample: Sample) -> None:
+def _check_sample(sample: object) -> None:
+    if not isinstance(sample, Sample):
+        raise AssertionError(f"read() yields Sample, not {type(sample).__name__}")  # noqa: TRY004 - a broken promise like others
     require(bool(sample.id) and isinstance(sample.id, str), f"a sample has an id: {sample!r}")
-    texts = list(sample.references)
-    require(bool(texts) and all(isinstance(text, str) for text in texts), f"{sample.id}: references are texts")
+    texts = sample.references
+    fine = isinstance(texts, tuple) and bool(texts) and all(isinstance(text, str) for text in texts)
+    require(fine, f"{sample.id}: references are a tuple of texts, never empty")
+    require(sample.question is None or bool(sample.question.strip()), f"{sample.id}: a question is None or has words")
     require(sample.answer_type in (None, "closed", "open"), f"{sample.id}: answer_type is closed, open or None")
-    for image in sample.images:
+    strange = [pair for pair in sample.groups.items() if not all(isinstance(text, str) for text in pair)]
+    require(not strange, f"{sample.id}: groups map texts to texts, not {strange}")
+    fine = isinstance(sample.images, tuple) and all(isinstance(image, Image) for image in sample.images)
+    require(fine, f"{sample.id}: images are a tuple of mhe.Image")
+
+
+def _check_images(samples: list[Sample]) -> None:
+    images = {image.id: image for sample in samples for image in sample.images}
+    for image in list(images.values())[:5]:
         again = pickle.loads(pickle.dumps(image))  # noqa: S301 - our own bytes
         digest = image.source.digest()
-        require(len(digest) == HEX_SHA256, f"{sample.id}: an image's digest is a hex SHA-256")
-        require(again.source.digest() == digest, f"{sample.id}: an image's source survives pickling")
+        is_hex = len(digest) == HEX_SHA256 and set(digest) <= set("0123456789abcdef")
+        require(is_hex, f"image {image.id}: the digest is a hex SHA-256, not {digest!r}")
+        require(again.source.digest() == digest, f"image {image.id}: its source survives pickling")
+        try:
+            require(bool(again.source.read()), f"image {image.id}: there are bytes")
+        except SampleDataError as error:
+            raise AssertionError(f"image {image.id}: it can be read ({error})") from error
 
 
 # ---------------------------------------------------------------- profiles and recipes
 
-TEXTS = (
-    "Yes, there is.",
-    "",
-    "  two\nlines ",
-    "no",
-    "3.5 x 2-cm",
-    "\u202eright-to-left",
-    "héma\u0301tome",
-    "肺",
-    "a" * 5000,
-)
-
 
 def check_profile(profile: Profile) -> None:
-    """Cleaning keeps number and order of texts and looks at each alone; credit lies between 0 and 1."""
-    require(bool(profile.name) and bool(profile.version), "a profile has a name and a version")
+    """Cleaning keeps number and order of texts and looks at each alone; credit lies between 0 and 1.
+
+    Raises `AssertionError` with the promise that was broken; `MetricUnavailableError` passes through.
+    """
+    check_name(profile.name, profile.version, "profile")
     require(profile.kind in ("caption", "vqa"), f"kind is caption or vqa, not {profile.kind!r}")
     require(bool(profile.source), "a profile names the paper or program whose rules it follows")
     require(not isinstance(profile.defects, str), "defects is a sequence of texts")
-    together = profile.clean(TEXTS)
-    require(len(together) == len(TEXTS), "clean() returns as many texts as it is given")
-    for text, cleaned in zip(TEXTS, together, strict=True):
-        require(profile.clean([text]) == [cleaned], f"clean() looks at each text alone: {text[:30]!r}")
-        require(cleaned == " ".join(cleaned.split()), f"clean() separates tokens by single blanks: {text[:30]!r}")
+    texts = ["Yes, there is.", *HOSTILE_TEXTS, "3.5 x 2-cm"]
+    together = profile.clean(texts)
+    require(isinstance(together, list), f"clean() returns a list, not {type(together).__name__}")
+    require(len(together) == len(texts), f"clean() returns as many texts as it is given, not {len(together)}")
+    for text, cleaned in zip(texts, together, strict=True):
+        require(isinstance(cleaned, str), f"clean() returns texts, not {type(cleaned).__name__}: {text[:30]!r}")
+        require(
+            cleaned == " ".join(cleaned.split()),
+            f"clean() separates tokens by single blanks: {text[:30]!r} became {cleaned[:40]!r}",
+        )
+    # All at once, in two orders: one call a text would start Java for each.
+    require(profile.clean(texts[::-1]) == together[::-1], "clean() looks at each text alone, whatever its neighbours")
+    require(profile.clean(texts[:1]) == together[:1], "clean() of one text is as among others")
     require(profile.clean([]) == [], "clean() of nothing is nothing")
-    if profile.kind != "vqa":
-        return
-    require(isinstance(profile, AnswerProfile), "a profile of kind vqa has question_type() and credit()")
-    assert isinstance(profile, AnswerProfile)
+    if profile.kind == "vqa":
+        _check_credit(profile)
+
+
+def _check_credit(profile: Profile) -> None:
+    if not isinstance(profile, AnswerProfile):
+        raise AssertionError("a profile of kind vqa has question_type() and credit()")  # noqa: TRY004 - a broken promise like others
     for sample in toy_samples(8):
         require(profile.question_type(sample) in ("closed", "open"), "question_type() is closed or open")
-        require(profile.credit(sample.references[0], sample) == 1.0, f"the reference itself is right: {sample.id}")
-        for text in TEXTS:
+        right = profile.credit(sample.references[0], sample)
+        wrong = profile.credit("nothing of the kind", sample)
+        require(right > 0 and right >= wrong, f"the reference itself earns most: {right}, a wrong answer {wrong}")
+        for text in HOSTILE_TEXTS:
             require(0.0 <= profile.credit(text, sample) <= 1.0, f"credit() lies between 0 and 1: {text[:30]!r}")
 
 
-def check_recipe(factory: RecipeFactory, *, options: Options | None = None) -> None:
-    """Options, name and version; nothing is trained."""
+def check_recipe(
+    factory: RecipeFactory, *, options: Options | None = None, job: RecipeJob | None = None
+) -> RecipeResult | None:
+    """Options, name and version; with a `job` a dry run of it as well, whose result is returned. Nothing is trained.
+
+    Raises `AssertionError` with the promise that was broken.
+    """
     recipe = factory(checked_options(factory, options))
-    require(bool(recipe.name) and bool(recipe.version), "a recipe has a name and a version")
+    check_name(recipe.name, recipe.version, "recipe")
     require(callable(getattr(recipe, "run", None)), "a recipe has run(job)")
+    if job is None:
+        return None
+    before = sorted(job.folder.rglob("*"))
+    result: object = recipe.run(replace(job, dry_run=True))
+    if not isinstance(result, RecipeResult):
+        raise AssertionError(f"run() returns a RecipeResult, not {type(result).__name__}")  # noqa: TRY004 - a broken promise like others
+    require(sorted(job.folder.rglob("*")) == before, "a dry run writes nothing into its folder")
+    for name, (total, trainable) in {
+        "the model": (result.parameters, result.trainable_parameters),
+        **result.modules,
+    }.items():
+        require(0 <= trainable <= total, f"{trainable} of {total} parameters of {name} can be trainable")
+    return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mhe.protocols import MetricContext
-from mhe.testing.contracts import Options, checked_options, require
-from mhe.testing.toys import toy_cases
+from mhe.testing.contracts import Options, check_name, checked_options, require
+from mhe.testing.toys import HOSTILE_TEXTS, ToyProfile, toy_cases
 
 if TYPE_CHECKING:
     from mhe.protocols import FloatArray, Metric, MetricFactory, Profile
@@ -25,7 +26,7 @@ SMOOTHING = 1e-4
 
 def check_metric(
     factory: MetricFactory,
-    profile: Profile,
+    profile: Profile | None = None,
     *,
     options: Options | None = None,
     cases: Sequence[Case] | None = None,
@@ -33,15 +34,19 @@ def check_metric(
 ) -> dict[str, float]:
     """Statistics, sums and bounds over `cases` (toys of the profile's kind where empty). Returns the values.
 
+    `profile` is by default one that lowers the case and splits at blanks, of the kind that the metric is for.
+
     `expected` are values that must come out, within 1e-6. Raises `AssertionError` with the promise that was broken;
     `MetricUnavailableError` passes through, so that a test can skip with its reason.
     """
     import numpy as np
 
-    given = list(cases) if cases is not None else toy_cases(12, "caption" if profile.kind == "caption" else "vqa")
     with TemporaryDirectory() as cache:
         metric = factory(checked_options(factory, options), MetricContext(cache_dir=Path(cache)))
         _check_declarations(metric)
+        if profile is None:
+            profile = ToyProfile("vqa" if "vqa" in metric.kinds else "caption")
+        given = list(cases) if cases is not None else toy_cases(12, "caption" if profile.kind == "caption" else "vqa")
         rows = metric.statistics(given, profile)
         _check_rows(metric, rows, len(given))
         # A value over the whole, from the rows in any order, once or twice: intervals rest on it.
@@ -55,6 +60,11 @@ def check_metric(
             require(_same(value, doubled[name], SMOOTHING), f"{name} stays the same where every sample counts twice")
         _check_resamples(metric, rows)
         _check_bounds(metric, values)
+        renamed = [replace(case, sample=replace(case.sample, id=f"renamed-{case.sample.id}")) for case in given]
+        same = bool(np.allclose(rows, metric.statistics(renamed, profile), atol=CLOSE))
+        require(same, "a sample's row does not depend on its id")
+        _check_rows(metric, metric.statistics([], profile), 0)
+        _check_direction(metric, profile, given)
         per_sample = metric.per_sample(rows)
         require(set(per_sample) <= set(values), "per_sample() returns values of the metric")
         for name, column in per_sample.items():
@@ -67,7 +77,7 @@ def check_metric(
 
 
 def _check_declarations(metric: Metric) -> None:
-    require(bool(metric.name) and bool(metric.version), "a metric has a name and a version")
+    check_name(metric.name, metric.version, "metric")
     require(bool(metric.kinds) and set(metric.kinds) <= KINDS, f"kinds are of {sorted(KINDS)}: {metric.kinds!r}")
     unknown = set(metric.requires) - REQUIREMENTS
     require(not unknown, f"requires is of {sorted(REQUIREMENTS)}, not {sorted(unknown)}")
@@ -105,26 +115,42 @@ def _check_resamples(metric: Metric, rows: FloatArray) -> None:
         for name, value in _aggregated(metric, sums[number]).items():
             require(np.shape(together[name]) == (5, 1), f"aggregate() keeps the leading axes of sums: {name}")
             require(_same(float(together[name][number, 0]), value), f"{name} is the same alone and among resamples")
-    with np.errstate(all="ignore"):
-        _aggregated(metric, np.zeros(len(metric.columns)))
+    # A division by zero that warns is a value over nothing that nobody thought of.
+    with np.errstate(divide="raise", invalid="raise", over="raise"):
+        nothing = _aggregated(metric, np.zeros(len(metric.columns)))
+    for name, value in nothing.items():
+        require(not math.isinf(value), f"{name} over nothing is NaN, not {value}")
 
 
 def _check_bounds(metric: Metric, values: Mapping[str, float]) -> None:
     for value in metric.values:
         number = values[value.name]
-        if number != number:  # noqa: PLR0124 - NaN: over nothing
+        if math.isnan(number):
             continue
         require(value.floor is None or number >= value.floor - CLOSE, f"{value.name}: {number} is below its floor")
         above = value.ceiling is not None and number > value.ceiling + CLOSE
         require(not above, f"{value.name}: {number} is above its ceiling")
 
 
+def _check_direction(metric: Metric, profile: Profile, cases: Sequence[Case]) -> None:
+    """The references themselves are no worse than empty answers."""
+    right = [replace(case, answer=case.sample.references[0]) for case in cases]
+    empty = [replace(case, answer="") for case in cases]
+    best = _aggregated(metric, metric.statistics(right, profile).sum(axis=0))
+    worst = _aggregated(metric, metric.statistics(empty, profile).sum(axis=0))
+    for value in metric.values:
+        sign = 1 if value.higher_is_better else -1
+        is_upside_down = sign * (best[value.name] - worst[value.name]) < -CLOSE
+        told = f"references earn {best[value.name]}, empty answers {worst[value.name]}"
+        require(not is_upside_down, f"higher_is_better of {value.name} is {value.higher_is_better}; {told}")
+
+
 def _check_odd_answers(metric: Metric, profile: Profile, cases: Sequence[Case]) -> None:
-    odd = ["", " ", "two\nlines", "\u202eright-to-left", "肺", "word " * 500, "\u2028"]
-    strange = [replace(case, answer=odd[i % len(odd)]) for i, case in enumerate(cases)]
-    _check_rows(metric, metric.statistics(strange, profile), len(strange))
+    strange = [replace(cases[row % len(cases)], answer=text) for row, text in enumerate(HOSTILE_TEXTS)]
+    rows = metric.statistics(strange, profile)
+    _check_rows(metric, rows, len(strange))
+    _check_bounds(metric, _aggregated(metric, rows.sum(axis=0)))
 
 
 def _same(one: float, other: float, tolerance: float = CLOSE) -> bool:
-    both_are_nan = one != one and other != other  # noqa: PLR0124
-    return both_are_nan or abs(one - other) <= tolerance * max(1.0, abs(one))
+    return (math.isnan(one) and math.isnan(other)) or abs(one - other) <= tolerance * max(1.0, abs(one))

@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from mhe.digests import digest_of
 from mhe.documents.base import Part
-from mhe.errors import ErrorKind, ModelUnusableError
+from mhe.errors import ErrorKind, ModelUnusableError, SampleError
+from mhe.images import open_image
 from mhe.values import BackendDescription, Failure, Fingerprint, Response
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ _NEUTRAL: dict[str, Any] = {"answer_neutral": True}
 
 class ScriptedOptions(Part):
     """What the backend answers, and how it misbehaves."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
     answers: dict[str, str] = Field(default_factory=dict)
     """Answers by sample id."""
@@ -45,6 +48,8 @@ class ScriptedOptions(Part):
     """Time each answer takes."""
     batch_size: Annotated[int, Field(ge=1, json_schema_extra=_NEUTRAL)] = 8
     """Answers that come at a time."""
+    open_images: Annotated[bool, Field(json_schema_extra=_NEUTRAL)] = False
+    """Decode every image first; one that cannot be read is its sample's error, as with a real model."""
     raise_after: Annotated[int | None, Field(ge=0, json_schema_extra=_NEUTRAL)] = None
     """Raise an exception after so many answers, as a backend does whose process dies."""
 
@@ -68,7 +73,7 @@ class ScriptedBackend:
         """Fingerprint over the answers. Raises `ModelUnusableError` for an answers file that cannot be read."""
         options = self._options
         content = [self._all_answers(), options.answer, options.echo, options.fail_on]
-        neutral = {"order", "delay_seconds", "batch_size", "raise_after"}
+        neutral = {"order", "delay_seconds", "batch_size", "open_images", "raise_after"}
         return BackendDescription(
             name="scripted",
             version=VERSION,
@@ -125,6 +130,12 @@ class ScriptedBackend:
             time.sleep(self._options.delay_seconds)
         if (kind := self._options.fail_on.get(request.sample_id)) is not None:
             return None, Failure(kind, "scripted to fail")
+        if self._options.open_images:
+            try:
+                for image in request.images:
+                    open_image(image)
+            except SampleError as error:
+                return None, Failure(error.kind, str(error))
         if (answer := self._all_answers().get(request.sample_id)) is not None:
             return answer, None
         return (request.messages[-1].text if self._options.echo else self._options.answer), None

@@ -1,25 +1,30 @@
-"""Toy samples, tasks and requests, in memory: real PNG bytes, real documents, nothing on disk and nothing to download."""
+"""Toy samples, tasks and requests, in memory: real PNG bytes, real documents, nothing to download."""
 
 from __future__ import annotations
 
 import struct
 import zlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from mhe.documents.model import ModelSpec
+from pydantic import Field
+
+from mhe.documents.base import Part
 from mhe.documents.task import Generation, Prompt, ReaderChoice, Source, Split, TaskSpec
+from mhe.errors import UserError
 from mhe.images import BytesSource
 from mhe.prompting import build_request
-from mhe.protocols import BackendContext
 from mhe.values import Case, Image, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
+    from mhe.protocols import ReadContext
     from mhe.values import Request
 
 Kind = Literal["caption", "vqa"]
+
+FIRST_OF_SPLIT = {"train": 1_000_000, "validation": 2_000_000, "test": 0}
+"""Where the numbers of a split begin: no split shares a sample or an image."""
 
 HOSTILE_TEXTS: tuple[str, ...] = (
     "",
@@ -38,10 +43,10 @@ HOSTILE_TEXTS: tuple[str, ...] = (
 """What data sets and models really contain: nothing, newlines, braces, right-to-left, control characters, 100 kB."""
 
 _QUESTIONS = (
-    ("Is there a lesion?", "yes", "closed"),
-    ("Which side is it on?", "left", "open"),
-    ("Is the image a radiograph?", "no", "closed"),
-    ("Which organ is shown?", "right lung", "open"),
+    ("Is there a lesion?", "yes", True),
+    ("Which side is it on?", "left", False),
+    ("Is the image a radiograph?", "no", True),
+    ("Which organ is shown?", "right lung", False),
 )
 _CAPTIONS = (
     "Chest radiograph showing a round opacity in the left upper lobe.",
@@ -50,11 +55,12 @@ _CAPTIONS = (
 )
 
 
-def toy_png(shade: int = 0, size: int = 16) -> bytes:
-    """A grey PNG of `size` x `size` pixels, brighter to the right; `shade` (0 to 255) makes contents differ."""
-    rows = b"".join(
-        b"\x00" + bytes((shade + 7 * column + 3 * row) % 256 for column in range(size)) for row in range(size)
-    )
+def tiny_png(content: int = 0, size: int = 16) -> bytes:
+    """A grey PNG of `size` x `size` pixels, brighter to the right; another `content` has other pixels."""
+    # The first row spells the number, so that no two contents are alike.
+    spelled = (content.to_bytes(4, "big") * size)[:size]
+    shades = [bytes((7 * x + 3 * y) % 256 for x in range(size)) for y in range(1, size)]
+    rows = b"".join(b"\x00" + row for row in [spelled, *shades])
     header = struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -62,28 +68,28 @@ def toy_png(shade: int = 0, size: int = 16) -> bytes:
     )
 
 
-def toy_samples(n: int, kind: Kind = "vqa") -> list[Sample]:
-    """`n` samples, two to an image, with ids `toy-0`, `toy-1`, …; the groups are `modality` and `question_type`.
+def toy_samples(n: int, kind: Kind = "vqa", *, first: int = 0) -> list[Sample]:
+    """`n` samples, two to an image, with ids from `toy-FIRST` on; the groups are `modality` and `question_type`.
 
     Of `vqa`, every other question is closed. Of `caption`, every other sample has two references.
     """
     samples = []
-    for number in range(n):
-        image = Image(f"toy-image-{number // 2}", BytesSource(toy_png(number // 2 % 256)))
+    for number in range(first, first + n):
+        image = Image(f"toy-image-{number // 2}", BytesSource(tiny_png(number // 2)))
         modality = ("CT", "MRI", "radiograph")[number // 2 % 3]
         if kind == "caption":
             caption = _CAPTIONS[number % len(_CAPTIONS)]
             references = (caption, caption.lower().rstrip(".")) if number % 2 else (caption,)
             samples.append(Sample(f"toy-{number}", (image,), references, groups={"modality": modality}))
             continue
-        question, answer, answer_type = _QUESTIONS[number % len(_QUESTIONS)]
+        question, answer, is_closed = _QUESTIONS[number % len(_QUESTIONS)]
         samples.append(
             Sample(
                 id=f"toy-{number}",
                 images=(image,),
                 references=(answer,),
                 question=question,
-                answer_type="closed" if answer_type == "closed" else "open",
+                answer_type="closed" if is_closed else "open",
                 groups={"modality": modality, "question_type": question.split()[0].lower()},
             )
         )
@@ -121,32 +127,47 @@ def toy_task(kind: Kind = "vqa", **changes: object) -> TaskSpec:
     return TaskSpec.model_validate({**task.model_dump(), **changes}) if changes else task
 
 
-def toy_requests(samples: Sequence[Sample], *, seed: int = 0, generation: Generation | None = None) -> list[Request]:
-    """What evaluation would ask about the samples; greedy, at most 8 new tokens unless told otherwise."""
-    kind: Kind = "caption" if samples and samples[0].question is None else "vqa"
+def toy_requests(
+    n: int, kind: Kind = "vqa", *, first: int = 0, seed: int = 0, generation: Generation | None = None
+) -> list[Request]:
+    """What evaluation would ask about `toy_samples`; greedy, at most 8 new tokens unless told otherwise."""
     task = toy_task(kind)
-    return [build_request(task, sample, generation or task.generation, seed) for sample in samples]
+    chosen = generation or task.generation
+    return [build_request(task, sample, chosen, seed) for sample in toy_samples(n, kind, first=first)]
 
 
-def toy_model(backend: str, location: str = "in memory", **options: object) -> ModelSpec:
-    """A model named `toy` of a backend, with backend options."""
-    return ModelSpec(name="toy", backend=backend, location=location, options=dict(options))
+class ToyOptions(Part):
+    """Which toy samples to make."""
+
+    kind: Kind = "vqa"
+    count: Annotated[int, Field(ge=1, le=1000)] = 12
 
 
-def toy_context(folder: Path, *, samples: Sequence[Sample] = (), seed: int = 0) -> BackendContext:
-    """What a backend may use: `folder` for its cache, `samples` as training split, no network."""
-    kept = list(samples)
-    return BackendContext(offline=True, cache_dir=folder, training_samples=lambda: kept, seed=seed)
+class ToyReader:
+    """Toy samples as a data set of three splits; needs no data on disk."""
+
+    Options = ToyOptions
+
+    def __init__(self, options: ToyOptions) -> None:
+        self._options = options
+
+    def read(self, context: ReadContext) -> Iterator[Sample]:
+        """The samples of `context.split`: train, validation or test. Raises `UserError` for another split."""
+        if context.split not in FIRST_OF_SPLIT:
+            raise UserError(f"toy split {context.split!r} is unknown; the splits are {', '.join(FIRST_OF_SPLIT)}")
+        yield from toy_samples(self._options.count, self._options.kind, first=FIRST_OF_SPLIT[context.split])
 
 
-class PlainProfile:
+class ToyProfile:
     """Lower case and single blanks; an answer is right if it equals a reference. For tests without other plugins."""
 
-    name = "toy-plain"
+    name = "toy"
     version = "1"
-    kind = "vqa"
     source = "mhe.testing"
     defects: Sequence[str] = ()
+
+    def __init__(self, kind: Kind = "vqa") -> None:
+        self.kind: str = kind
 
     def clean(self, texts: Sequence[str]) -> list[str]:
         """Lower case, single blanks."""

@@ -1,0 +1,225 @@
+"""Phantoms: equal on every machine, true in words and pixels, and never shared between splits."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter, defaultdict
+from itertools import pairwise
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from mhe import ReadContext, Sample, UserError, open_image
+from mhe_tasks.phantom.captions import write_caption
+from mhe_tasks.phantom.drawing import draw_pixels
+from mhe_tasks.phantom.facts import INTENSITIES, MODALITIES, NUMBERS, RADII, REGIONS, SIDES, SIZES, Facts, draw_facts
+from mhe_tasks.phantom.questions import QUESTION_TYPES, ask_questions
+from mhe_tasks.phantom.reader import DEFAULT_COUNTS, SPLITS, PhantomOptions, PhantomReader, image_seed
+
+# Of the raw pixels: they may change only together with the version of both tasks.
+DIGESTS = {
+    0: "25fab9bf7877650b8f7673e29b3d87c78c5401b8972c9c5ec07e98b7ec9ca6e4",
+    1: "e036c893c7f19ca8d6780b37e386cea487c9e9ddbefe08c1c0260007be12b66e",
+    12345: "9f2a0764880b88e3d79bf301da51a77cbe12baee9f9774b887ccead3dc64b45b",
+    2**63 + 7: "0c35809461eccd66f810841ce687dc84c48ec9bdb7be9262ac1ca7e8354583b0",
+    2**64 - 1: "c9646d054a9847aa96836670ad75e4ff1f7c096d4687fa9da0d0a3b2398d7209",
+}
+
+
+def read(split: str, **options: object) -> list[Sample]:
+    reader = PhantomReader(PhantomOptions.model_validate(options))
+    return list(reader.read(ReadContext(split=split, data_dir=None)))
+
+
+def many_facts(count: int = 400) -> list[Facts]:
+    return [draw_facts(seed * 0x9E3779B97F4A7C15 % 2**64) for seed in range(count)]
+
+
+@pytest.mark.parametrize(("seed", "digest"), DIGESTS.items())
+def test_pixels_are_the_same_everywhere(seed, digest):
+    pixels = draw_pixels(draw_facts(seed))
+    assert pixels.shape == (64, 64)
+    assert pixels.dtype == np.uint8
+    assert hashlib.sha256(pixels.tobytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_outside_64_bits_is_refused(seed):
+    with pytest.raises(ValueError, match="64-bit"):
+        draw_facts(seed)
+
+
+def test_every_fact_occurs():
+    facts = many_facts()
+    assert {f.modality for f in facts} == set(MODALITIES)
+    assert {f.region for f in facts} == set(REGIONS)
+    assert {f.number for f in facts} == {0, 1, 2, 3}
+    assert {f.side for f in facts} == {*SIDES, None}
+    assert {f.size for f in facts} == {*SIZES, None}
+    assert {f.intensity for f in facts} == {*INTENSITIES, None}
+
+
+def test_lesions_lie_apart_on_their_side_and_have_their_size():
+    for f in many_facts():
+        assert (f.side is None) == (f.number == 0)
+        for index, lesion in enumerate(f.lesions):
+            radius = max(lesion.half_width, lesion.half_height)
+            assert (lesion.x + radius < 0) if f.side == "left" else (lesion.x - radius > 0)
+            low, high = RADII[f.size or ""]
+            assert low <= min(lesion.half_width, lesion.half_height) <= radius <= high
+            for other in f.lesions[index + 1 :]:
+                reach = radius + max(other.half_width, other.half_height)
+                assert (lesion.x - other.x) ** 2 + (lesion.y - other.y) ** 2 > reach**2
+
+
+def test_lesions_can_be_read_from_the_pixels():
+    """Bright or dark where the facts say so, and sound tissue at the mirrored place of the other side."""
+    seen = 0
+    for f in many_facts(200):
+        pixels = draw_pixels(f, 256).astype(int)
+        for lesion in f.lesions:
+            column, row = (lesion.x + 512) // 4, (lesion.y + 512) // 4
+            inside = np.median(pixels[row - 3 : row + 4, column - 3 : column + 4])
+            assert inside > 200 if f.intensity == "bright" else inside < 50
+            seen += 1
+    assert seen > 100
+
+
+@pytest.mark.parametrize("intensity", INTENSITIES)
+def test_number_and_size_can_be_counted_in_the_pixels(intensity):
+    """Connected regions of lesion level, in scans whose anatomy has no such level inside the body."""
+    checked = 0
+    for f in many_facts(1500):
+        if f.intensity != intensity or f.modality != "radiograph" or f.region in ("head", "pelvis"):
+            continue
+        pixels = draw_pixels(f, 128)
+        areas = region_areas(pixels > 205 if intensity == "bright" else pixels < 42)
+        assert len(areas) == f.number
+        # Halfway between the discs of radius 50 and 84, in pixels of 8 units.
+        assert all((area > np.pi * (67 / 8) ** 2) == (f.size == "large") for area in areas)
+        checked += 1
+    assert checked > 20
+
+
+def region_areas(mask: np.ndarray) -> list[int]:
+    """Areas of the connected regions of at least 20 pixels; less is noise."""
+    left = {(int(y), int(x)) for y, x in np.argwhere(mask)}
+    areas = []
+    while left:
+        stack, area = [left.pop()], 0
+        while stack:
+            y, x = stack.pop()
+            area += 1
+            for place in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)):
+                if place in left:
+                    left.remove(place)
+                    stack.append(place)
+        areas.append(area)
+    return [area for area in areas if area >= 20]
+
+
+def answer_from_facts(sample: Sample, f: Facts) -> str:
+    """The right answer, found without the code that wrote the question."""
+    text = sample.question or ""
+    kind = sample.groups["question_type"]
+    if kind == "presence":
+        asks_for_none = "free of" in text or "normal" in text
+        return "yes" if (f.number == 0) == asks_for_none else "no"
+    truth = {
+        "modality": f.modality,
+        "region": f.region,
+        "number": NUMBERS[f.number],
+        "side": f.side,
+        "size": f.size,
+        "intensity": f.intensity,
+    }[kind]
+    assert truth is not None
+    if sample.answer_type == "open":
+        return truth
+    choices = {"modality": MODALITIES, "region": REGIONS, "number": NUMBERS, "side": SIDES, "size": SIZES}
+    named = [c for c in choices.get(kind, INTENSITIES) if c in text.rstrip("?").split()]
+    assert len(named) == 1, text
+    return "yes" if named[0] == truth else "no"
+
+
+def test_every_answer_is_true():
+    samples = read("train", count=300, per_type=2, seed=3)
+    for sample in samples:
+        f = draw_facts(sample.images[0].source.seed)
+        assert sample.references == (answer_from_facts(sample, f),)
+    kinds = {(s.groups["question_type"], s.answer_type) for s in samples}
+    assert len(kinds) == 2 * len(QUESTION_TYPES) - 1
+
+
+def test_questions_of_a_lesion_are_asked_only_where_there_is_one():
+    for f in many_facts(100):
+        kinds = {q.question_type for q in ask_questions(f)}
+        assert ({"side", "size", "intensity"} <= kinds) == (f.number > 0)
+        assert len(ask_questions(f)) == (7 if f.number else 4)
+
+
+def test_no_constant_answer_is_a_good_one():
+    answers = defaultdict(Counter)
+    for sample in read("test"):
+        answers[sample.groups["question_type"], sample.answer_type][sample.references[0]] += 1
+    assert len(answers) == 13
+    for key, counts in answers.items():
+        assert counts.total() > 50, key
+        assert max(counts.values()) / counts.total() < 0.66, (key, counts)
+
+
+def test_captions_name_every_fact():
+    for f in many_facts(200):
+        caption = write_caption(f)
+        assert f.region in caption
+        assert f.modality.lower() in caption.lower()
+        if f.number == 0:
+            assert "no lesion" in caption or "without any lesion" in caption
+            continue
+        assert f" {NUMBERS[f.number]} {f.size} " in caption
+        assert f" {f.side}" in caption
+        bright = any(word in caption for word in ("hyperdense", "hyperintense", "radiopaque", "hyperechoic"))
+        assert bright == (f.intensity == "bright")
+
+
+def test_no_two_splits_share_an_image():
+    """By digest, and by facts with pixels, over more images than the published splits hold."""
+    by_split = {}
+    for split in SPLITS:
+        images = [s.images[0] for s in read(split, ask="caption", count=max(600, DEFAULT_COUNTS[split] // 2))]
+        by_split[split] = {image.source.digest() for image in images}
+        assert len(by_split[split]) == len(images)
+    for first in SPLITS:
+        for second in SPLITS:
+            assert first == second or not by_split[first] & by_split[second]
+
+
+def test_streams_and_splits_have_seeds_of_their_own():
+    last = {(split, stream): image_seed(split, stream, 2**40 - 1) for split in SPLITS for stream in (0, 2**22 - 1)}
+    first = {(split, stream): image_seed(split, stream, 0) for split in SPLITS for stream in (0, 2**22 - 1)}
+    spans = sorted((first[key], last[key]) for key in first)
+    assert all(a[1] < b[0] for a, b in pairwise(spans))
+    assert spans[-1][1] < 2**64
+    with pytest.raises(UserError, match="splits are train"):
+        image_seed("dev", 0, 0)
+
+
+def test_leaving_something_out_changes_nothing_else():
+    whole = {s.id: s for s in read("validation", count=60)}
+    part = read("validation", count=20, modalities=["CT", "MRI"], question_types=["region", "number"])
+    assert part
+    for sample in part:
+        assert sample.groups["modality"] in ("CT", "MRI")
+        assert sample.groups["question_type"] in ("region", "number")
+        known = whole.get(sample.id)
+        assert known is None or known == sample
+
+
+def test_an_image_is_read_as_drawn():
+    image = read("test", count=1)[0].images[0]
+    assert PIL.Image.open(io.BytesIO(image.source.read())).mode == "L"
+    pixels = np.asarray(open_image(image))
+    assert (pixels == image.source.draw()[:, :, None]).all()
+    assert read("test", count=1, size=128)[0].images[0].source.digest() != image.source.digest()

@@ -1,0 +1,138 @@
+"""`mhe tune` as a person types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tune_cases
+from mhe.cli.main import main
+from mhe.cli.tune import parse_options
+from mhe.errors import UserError
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    return tune_cases.write_release(tmp_path_factory.mktemp("release") / "vqa_rad")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tune_cases.write_model(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture
+def call(base, release, tmp_path, capfd):
+    """Run `mhe tune` with the usual arguments and more; returns exit code, stdout, stderr."""
+
+    def run(*more: str, task: str = "vqa-rad", name: str = "mine", recipe: str = "full"):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as done:
+            main(arguments(base, release, tmp_path, *more, task=task, name=name, recipe=recipe))
+        out, err = capfd.readouterr()
+        return done.value.code, out, err
+
+    return run
+
+
+def arguments(base, release, root, *more, task="vqa-rad", name="mine", recipe="full"):
+    return [
+        "tune", "--model", str(base), "--recipe", recipe, "--task", task, "--name", name, "--data-dir", str(release),
+        "--checkpoints-dir", str(root / "checkpoints"), "--offline", "--set", "batch_size=4", "--set",
+        "learning_rate=1e-3", *more,
+    ]  # fmt: skip
+
+
+def test_two_seeds_as_one_json_document_and_nothing_again(call, tmp_path):
+    code, out, err = call("--seeds", "2", "--set", "max_steps=2", "--json")
+    found = json.loads(out)["checkpoints"]
+    assert code == 0
+    assert [(c["name"], c["seed"], c["status"]) for c in found] == [("mine", 0, "trained"), ("mine", 1, "trained")]
+    assert found[0]["fingerprint"] != found[1]["fingerprint"]
+    assert "1 training pair(s) dropped" in err
+    assert "3 image(s) of the training data are in the evaluated split" in err
+    assert "language: " in err
+    code, out, err = call("--seed", "1", "--set", "max_steps=2")
+    assert code == 0
+    assert "mine@1: reused" in out
+    assert "mhe eval --model mine@1" in err
+    code, out, err = call("--seed", "1", "--set", "max_steps=3")
+    assert code == 2
+    assert "--replace" in err
+
+
+def test_a_dry_run_tells_and_writes_nothing(call, tmp_path):
+    code, out, _ = call("--dry-run", "--set", "vision=frozen", "--json")
+    plan = json.loads(out)["steps"][0]
+    assert code == 0
+    assert plan["modules"]["vision"]["trainable"] == 0 < plan["modules"]["language"]["trainable"]
+    assert plan["dropped_pairs"] == 1
+    assert any("steps" in note for note in plan["notes"])
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_all_bad_settings_at_once(call):
+    code, _, err = call("--set", "epoch=3", "--set", "vision=half", "--set", "warmup=2")
+    assert code == 2
+    assert "3 problems" in err
+    assert "Did you mean epochs?" in err
+    assert "vision: Input should be 'frozen' or 'full'" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "names", "message"),
+    [
+        ((), {"recipe": "ful"}, "Did you mean 'full'?"),
+        ((), {"task": "vqa-rat"}, "Did you mean 'vqa-rad'?"),
+        ((), {"name": "Mine!"}, "--name 'Mine!'"),
+        ((), {"name": "mine@1"}, "--seed"),
+        (("--split", "test"), {}, "what boards evaluate"),
+        (("--split", "tset"), {}, "Did you mean 'test'?"),
+        (("--limit", "0"), {}, "--limit 0"),
+        (("--seeds", "0", "--seed", "-1"), {}, "--seed -1"),
+        (("--set", "max_steps"), {}, "write KEY=VALUE"),
+    ],
+)
+def test_mistakes_leave_with_2_and_what_to_type(call, more, names, message):
+    code, out, err = call(*more, **names)
+    assert code == 2
+    assert message in err
+    assert out == ""
+
+
+def test_settings_are_read_as_values():
+    assert parse_options(["a=1e-4", "b=true", "c=[x, y]", "d=cosine", "e=null"]) == {
+        "a": 1e-4, "b": True, "c": ["x", "y"], "d": "cosine", "e": None,
+    }  # fmt: skip
+    with pytest.raises(UserError, match="given twice"):
+        parse_options(["a=1", "a=2"])
+    with pytest.raises(UserError, match="not a YAML value"):
+        parse_options(["a=[1"])
+
+
+def test_ctrl_c_is_clean_and_resumable(base, release, tmp_path, call):
+    more = ["--set", "max_steps=400", "--set", "save_every=2", "--set", "evaluate_every=100"]
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "mhe.cli.main", *arguments(base, release, tmp_path, *more)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "checkpoints").glob(".work/*/job/checkpoint-4/mhe_saved.json")):
+        assert worker.poll() is None, worker.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    worker.send_signal(signal.SIGINT)
+    out, err = worker.communicate(timeout=60)
+    assert worker.returncode == 130
+    assert "run the same command again" in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert list(Path(tmp_path / "checkpoints").glob(".work/*/job/checkpoint-*"))
