@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
+
 from mhe import BackendContext, BytesSource, FileSource, Generation, Image, Message, ModelSpec, Request, Response
 from mhe_hf import HfBackend, HfOptions
 

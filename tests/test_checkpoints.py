@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from mhe.checkpoints import (
     CheckpointName,
     adopt_checkpoint,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+
 from mhe import Architecture, ModelUnusableError
 from mhe_hf import ARCHITECTURES, architecture_of, module_names, module_parameters
 from mhe_hf.architectures import module_of
@@ -39,8 +40,9 @@ def qwen2_vl():
 def mllama():
     config = transformers.MllamaConfig(
         vision_config={
-            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 2,
-            "image_size": 16, "patch_size": 8, "vision_output_dim": 64, "intermediate_layers_indices": [0],
+            "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_global_layers": 1,
+            "attention_heads": 2, "image_size": 16,
+            "patch_size": 8, "vision_output_dim": 64, "intermediate_layers_indices": [0],
         },
         text_config={**TEXT, "num_hidden_layers": 3, "cross_attention_layers": [1], "pad_token_id": 0},
     )  # fmt: skip

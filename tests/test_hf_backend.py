@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import hf_models
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+
+import hf_models
 from hf_models import answers, ask, open_backend, picture
 from mhe import Generation, Message, SampleModelError
 from mhe_hf import Collator, batches, generation, load_processor, render_prompt
@@ -46,7 +47,9 @@ def texts(folder, questions):
 
 
 def without_seconds(responses):
-    return {name: (r.text, r.error, r.prompt_tokens, r.generated_tokens, r.finish_reason) for name, r in responses.items()}
+    return {
+        name: (r.text, r.error, r.prompt_tokens, r.generated_tokens, r.finish_reason) for name, r in responses.items()
+    }
 
 
 class TestBatches:
@@ -164,9 +167,13 @@ class TestGeneration:
         shutil.copytree(folder, twin)
         path = twin / "generation_config.json"
         settings = json.loads(path.read_text())
-        path.write_text(json.dumps({**settings, "do_sample": True, "temperature": 3.0, "repetition_penalty": 9.0, "top_k": 5}))
+        path.write_text(
+            json.dumps({**settings, "do_sample": True, "temperature": 3.0, "repetition_penalty": 9.0, "top_k": 5})
+        )
         opened = open_backend(twin, batch_size=1)
-        assert {n: r.text for n, r in answers(opened, questions[:6]).items()} == {f"q{n}": texts[f"q{n}"] for n in range(6)}
+        assert {n: r.text for n, r in answers(opened, questions[:6]).items()} == {
+            f"q{n}": texts[f"q{n}"] for n in range(6)
+        }
         opened.close()
 
     def test_an_answer_that_fills_the_context_is_cut_and_says_so(self, backend):
@@ -206,7 +213,9 @@ class TestGeneration:
 
         def starved(model, tokenizer, batch, context):
             if any(r.sample_id == "q2" for r in batch.requests):
-                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+                raise RuntimeError(
+                    "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+                )
             return original(model, tokenizer, batch, context)
 
         monkeypatch.setattr(generation, "answer_batch", starved)
@@ -273,7 +282,9 @@ class TestBadSamples:
         responses = answers(backend, [ask(name, image=path) for name, path in files.items()])
         assert all(response.error is None and response.text for response in responses.values())
 
-    @pytest.mark.parametrize("text", ["first line\nsecond\r\n\u2028third", "هل يوجد كسر في الصورة؟", "\u202ereversed\u202c", "🩻" * 9, " "])
+    @pytest.mark.parametrize(
+        "text", ["first line\nsecond\r\n\u2028third", "هل يوجد كسر في الصورة؟", "\u202ereversed\u202c", "🩻" * 9, " "]
+    )
     def test_odd_questions_are_answered_the_same_in_any_batch(self, backend, questions, text):
         odd = ask("odd", text, seed=5)
         alone = answers(backend, [odd])["odd"]

@@ -11,13 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hf_models
 import pytest
 import torch
+from pydantic import ValidationError
+
+import hf_models
 from hf_models import answers, ask, open_backend
 from mhe import BackendContext, MissingExtraError, ModelSpec, ModelUnusableError, digest_of
 from mhe_hf import HfBackend, HfOptions, load_model, load_processor, loading, locations
-from pydantic import ValidationError
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,9 @@ class TestUnusableFolders:
 
         shutil.rmtree(folder / "nothing", ignore_errors=True)
         LlamaForCausalLM(
-            LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=400)
+            LlamaConfig(
+                hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=400
+            )
         ).save_pretrained(folder)
         with pytest.raises(ModelUnusableError, match=r"'llama' do not take images"):
             load(folder)
@@ -276,7 +279,8 @@ class TestDescription:
             "spec = ModelSpec(name='t', backend='hf', location=sys.argv[1])\n"
             "context = BackendContext(True, pathlib.Path('.'), list)\n"
             "assert factory(spec, factory.Options(), context).describe().fingerprint.verified\n"
-            "heavy = {'torch', 'transformers', 'numpy', 'peft', 'accelerate', 'huggingface_hub', 'PIL'} & set(sys.modules)\n"
+            "names = {'torch', 'transformers', 'numpy', 'peft', 'accelerate', 'huggingface_hub', 'PIL'}\n"
+            "heavy = names & set(sys.modules)\n"
             "assert not heavy, heavy\n"
         )
         done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False)

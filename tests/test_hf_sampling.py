@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-import hf_models
 import numpy as np
 import pytest
 import torch
+
+import hf_models
 from hf_models import answers, ask, open_backend, picture
 from mhe import Generation
 from mhe_hf.sampling import SeededSampling, gumbel_noise, within_top_p

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hf_models
 import pytest
 import torch
+
+import hf_models
 from hf_models import ask, picture
 from mhe import ModelSpec, Sample, SampleModelError, TrainingExample
 from mhe_hf import Collator, collate_training, load_model
 
 CHATML = (
-    "{% for message in messages %}<s>{{ message['role'] }} {% for part in message['content'] %}"
+    "{% for message in messages %}<s>{{ message['role'] }}{{ '\\n' }}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}</s>{{ '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}<s>assistant {% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<s>assistant{{ '\\n' }}{% endif %}"
 )
 WITHOUT_END = hf_models.CHAT_TEMPLATE.replace("{% if message['role'] == 'assistant' %}</s>{% endif %}", "")
 CHANGES_THE_PAST = "{{ messages | length }}" + hf_models.CHAT_TEMPLATE
@@ -135,3 +136,12 @@ def test_a_template_whose_answers_do_not_follow_its_prompts_is_refused(processor
     processor.chat_template = CHANGES_THE_PAST
     with pytest.raises(SampleModelError, match="chat template"):
         collate_training([example("a", "what ?", "ct")], processor)
+
+
+def test_a_token_that_joins_prompt_and_answer_is_learnt_whole(processor):
+    """A prompt that ends in a blank, which the tokenizer joins to the answer's first word."""
+    processor.chat_template = CHATML.replace("assistant{{ '\\n' }}", "assistant ").replace(
+        "['role'] }}{{ '\\n' }}", "['role'] }} "
+    )
+    tensors = collate_training([example("a", "what ?", "ct scan")], processor)
+    assert learnt(processor, tensors, 0) == " ct scan</s>"

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import pytest
+from pydantic import Field
+
 import tune_cases
 from mhe.catalog import open_catalog
 from mhe.checkpoints import find_checkpoint, read_checkpoint
@@ -19,7 +20,6 @@ from mhe.documents.pipeline import TrainingChoice
 from mhe.errors import BusyError, DocumentError, StorageError, UserError
 from mhe.pipelines import Step, plan_step, preview_step, run_plan, run_step
 from mhe.protocols import RecipeResult
-from pydantic import Field
 
 
 class CopyOptions(Part):

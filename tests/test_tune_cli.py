@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 import tune_cases
 from mhe.cli.main import main
 from mhe.cli.tune import parse_options

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-import tune_cases
 import yaml
+
+import tune_cases
 from mhe.catalog import open_catalog
 from mhe.documents.pipeline import TrainingChoice
 from mhe.errors import UnknownNameError, UserError

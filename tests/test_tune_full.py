@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 import tune_cases
 from mhe.catalog import open_catalog
 from mhe.checkpoints import find_checkpoint
@@ -150,9 +151,10 @@ def test_nothing_to_train_is_an_error(catalog, base, place):
 
 
 def test_unknown_parameters_list_the_modules(base):
+    from transformers import AutoModelForImageTextToText
+
     from mhe import Architecture
     from mhe_tune.modules import set_trainable
-    from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(base)
     table = {"llava": Architecture("llava", ("model.vision_tower",), (), ("lm_head",))}
@@ -229,7 +231,7 @@ def test_a_loss_that_is_no_number_stops_and_names_step_and_samples(catalog, base
         return found * float("nan") if model.training and self.state.global_step == 5 else found
 
     monkeypatch.setattr(watching.Trainer, "compute_loss", broken)
-    with pytest.raises(UserError, match="the loss is nan at step 6, on the samples .*best weights so far .step 4"):
+    with pytest.raises(UserError, match=r"the loss is nan at step 6, on the samples .*best weights so far .step 4"):
         run_step(catalog, tune_cases.step_on(base), place)
     assert list(place.directory.glob(".work/*/job/best.safetensors"))
     assert not (place.directory / "tuned" / "0").exists()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import PIL.Image
+
 from hf_models import build_llava
 from mhe.documents.model import ModelSpec
 from mhe.documents.pipeline import TrainingChoice
@@ -25,7 +26,9 @@ def write_release(folder: Path, *, images: int = 12, tests: int = 3, repeat: boo
         name = f"image{number}.png"
         PIL.Image.new("RGB", (32, 32), (red, green + number, blue)).save(folder / "images" / name)
         rows.append(row(name, f"where is the lung {number}", side, "OPEN", "freeform"))
-        rows.append(row(name, f"is there a fracture {number}?", "yes" if side == "left" else "no", "CLOSED", "freeform"))
+        rows.append(
+            row(name, f"is there a fracture {number}?", "yes" if side == "left" else "no", "CLOSED", "freeform")
+        )
     for number in range(tests):
         question = f"Where is  the LUNG {number}?" if repeat and number == 0 else f"what is this {number}"
         rows.append(row(f"image{number}.png", question, "left", "OPEN", "test_freeform"))

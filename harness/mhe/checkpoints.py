@@ -1,10 +1,10 @@
 """Checkpoints on disk: found by name, written last by a rename, with provenance that no recipe can write.
 
-    CHECKPOINTS/<NAME>/<SEED>/
-        checkpoint.json   what it is, where it comes from, what it cost
-        README.md         the same for people
-        history.json      the learning curve
-        model/            weights, configuration, tokenizer, processor
+CHECKPOINTS/<NAME>/<SEED>/
+    checkpoint.json   what it is, where it comes from, what it cost
+    README.md         the same for people
+    history.json      the learning curve
+    model/            weights, configuration, tokenizer, processor
 """
 
 from __future__ import annotations
@@ -240,31 +240,26 @@ def render_card(checkpoint: Checkpoint) -> str:
     """The model card, as Markdown: lineage, data, parameters, cost, how to evaluate it."""
     identity = f"{checkpoint.name}@{checkpoint.seed}"
     share = checkpoint.trainable_parameters / checkpoint.parameters if checkpoint.parameters else 0.0
-    lines = [
-        f"# {identity}",
-        "",
+    origin = (
         f"Made by mhe {checkpoint.code.mhe_version} with the recipe `{checkpoint.recipe}` "
         f"(version {checkpoint.recipe_version}) from `{checkpoint.parent}` on {checkpoint.finished}. "
-        "Research use only; not a medical device.",
-        "",
-        "## Lineage",
-        "",
-        *[f"{number}. {step.recipe} of `{step.parent}`" + (f" on {step.data}" if step.data else "")
-          + f", seed {step.seed}" for number, step in enumerate(checkpoint.lineage, 1)],
-        "",
-        "## Data",
-        "",
-        *_data_lines(checkpoint),
-        "",
-        "## Parameters",
-        "",
+        "Research use only; not a medical device."
+    )
+    parameters = (
         f"{checkpoint.parameters:,}, of which {checkpoint.trainable_parameters:,} were trained ({share:.3%}); "
-        f"{checkpoint.bytes_on_disk:,} bytes on disk.",
-        "",
+        f"{checkpoint.bytes_on_disk:,} bytes on disk."
+    )
+    lineage = [
+        f"{number}. {step.recipe} of `{step.parent}`{f' on {step.data}' if step.data else ''}, seed {step.seed}"
+        for number, step in enumerate(checkpoint.lineage, 1)
     ]
+    lines = [f"# {identity}", "", origin, "", "## Lineage", "", *lineage, "", "## Data", "", *_data_lines(checkpoint)]
+    lines += ["", "## Parameters", "", parameters, ""]
     if checkpoint.modules:
-        lines += _table(("module", "parameters", "trained"),
-                        [(m.name, f"{m.total:,}", f"{m.trainable:,}") for m in checkpoint.modules])
+        lines += _table(
+            ("module", "parameters", "trained"),
+            [(m.name, f"{m.total:,}", f"{m.trainable:,}") for m in checkpoint.modules],
+        )
     lines += ["## Cost", "", *_cost_lines(checkpoint), "", "## Use", ""]
     if checkpoint.loads_in:
         lines += [f"Loads without mhe in: {', '.join(checkpoint.loads_in)} (folder `{checkpoint.model_folder}/`).", ""]
@@ -281,7 +276,9 @@ def _data_lines(checkpoint: Checkpoint) -> list[str]:
     if data is None:
         return ["None: nothing was trained on."]
     train = data.train
-    lines = [f"- training: {train.samples:,} pairs on {train.images:,} images of {train.task}, {train.split} ({train.place})"]
+    lines = [
+        f"- training: {train.samples:,} pairs on {train.images:,} images of {train.task}, {train.split} ({train.place})"
+    ]
     if data.validation is not None:
         held = data.validation
         lines.append(f"- validation: {held.samples:,} pairs on {held.images:,} images of {held.task}, {held.split}")

@@ -86,8 +86,8 @@ class StepPlace:
     offline: bool = False
     replace: bool = False
     command: str = ""
-    report: Report = lambda phase, numbers: None
-    say: Callable[[str], None] = lambda text: None
+    report: Report = lambda _phase, _numbers: None
+    say: Callable[[str], None] = lambda _text: None
     """Sentences for the person: what is reused, what continues."""
 
 
@@ -131,9 +131,7 @@ def plan_step(catalog: Catalog, step: Step, place: StepPlace) -> StepPlan:
     inputs = {role: _input_model(catalog, spec, place) for role, spec in step.inputs.items()}
     data = None
     if step.data:
-        data = load_training_set(
-            catalog, step.data, seed=step.seed, data_dir=place.data_dir, offline=place.offline
-        )
+        data = load_training_set(catalog, step.data, seed=step.seed, data_dir=place.data_dir, offline=place.offline)
     digest = digest_of(
         {
             "recipe": [recipe.name, recipe.version],
@@ -178,7 +176,7 @@ def _input_model(catalog: Catalog, spec: ModelSpec, place: StepPlace) -> InputMo
     factory = catalog.backend(spec.backend)
 
     def training_samples() -> Sequence[Sample]:
-        raise UserError(f"model {spec.name} (backend {spec.backend}) is no trained model: a recipe cannot start from it.")
+        raise UserError(f"model {spec.name} (backend {spec.backend}) has no weights: a recipe cannot start from it.")
 
     try:
         options = factory.Options.model_validate(spec.options)
@@ -269,8 +267,9 @@ def _run_locked(catalog: Catalog, plan: StepPlan, place: StepPlace, work: Path) 
         job_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{job_folder} cannot be made: {error.strerror}.") from None
-    write_atomically(work / "step.json", json.dumps({"name": plan.step.name, "seed": plan.step.seed,
-                                                     "digest": plan.digest}) + "\n")
+    write_atomically(
+        work / "step.json", json.dumps({"name": plan.step.name, "seed": plan.step.seed, "digest": plan.digest}) + "\n"
+    )
     try:
         result = plan.recipe.run(_job(catalog, plan, place, job_folder, dry_run=False))
     except OSError as error:

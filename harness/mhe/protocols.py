@@ -358,6 +358,6 @@ class Command(Protocol):
 
     name: str | None
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: object) -> object:
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> object:  # noqa: ANN401 - as click has it
         """Parse and run."""
         ...

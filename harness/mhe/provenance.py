@@ -10,9 +10,10 @@ from mhe.documents.model import Lineage
 from mhe.environment import describe_code, describe_environment
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from mhe.protocols import InputModel, Recipe, RecipeResult
     from mhe.training_data import TrainingSet
-    from pydantic import BaseModel
 
 
 def describe_step(

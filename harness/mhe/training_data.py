@@ -62,9 +62,7 @@ class TrainingSet:
     @property
     def digest(self) -> str:
         """Over every prompt, image content and answer, in order, of both parts."""
-        return digest_of(
-            [[[e.request.digest, e.answer] for e in part] for part in (self.train, self.validation)]
-        )
+        return digest_of([[[e.request.digest, e.answer] for e in part] for part in (self.train, self.validation)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +211,14 @@ def _validation_part(
         kept, _ = _guard(task, split, _without_broken(task, found.samples), evaluated)
         return SampleSet(task, split, kept, found.record, found.data_dir), train
     held, rest = _split_by_image(train, VALIDATION_FRACTION, seed)
-    record = DataRecord(task=task.key, split=f"{own} ({VALIDATION_FRACTION:.0%} of images, seed {seed})", digest="",
-                        samples=len(held), images=0, place="")
+    record = DataRecord(
+        task=task.key,
+        split=f"{own} ({VALIDATION_FRACTION:.0%} of images, seed {seed})",
+        digest="",
+        samples=len(held),
+        images=0,
+        place="",
+    )
     return SampleSet(task, record.split, held, record, data_dir), rest
 
 

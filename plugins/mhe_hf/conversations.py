@@ -62,8 +62,8 @@ def control_tokens(processor: ProcessorMixin) -> tuple[str, ...]:
         places = [getattr(processor, name, None) for name in names]
         every = {token for token in [*tokenizer.all_special_tokens, *places] if isinstance(token, str)}
         known = tuple(sorted(token for token in every if token.strip()))
-        processor._mhe_control_tokens = known
-    return tuple(known)
+        _control_tokens[processor] = known
+    return known
 
 
 def adds_special_tokens(processor: ProcessorMixin, text: str) -> bool:

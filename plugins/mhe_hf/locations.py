@@ -82,6 +82,9 @@ def _commit_on_hub(repo: str, revision: str | None) -> str:
         RevisionNotFoundError,
     )
 
+    # Its bases are the errors of whichever HTTP library this version of the hub's client uses.
+    of_http = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
+    unreachable: tuple[type[Exception], ...] = (*of_http, OfflineModeIsEnabled, OSError, ValueError)
     try:
         commit = HfApi().model_info(repo, revision=revision, timeout=30).sha
     except GatedRepoError:
@@ -94,8 +97,7 @@ def _commit_on_hub(repo: str, revision: str | None) -> str:
         raise ModelUnusableError(
             f"there is no model {repo!r} on the hub (or it is private: hf auth login), and no folder of that name."
         ) from None
-    except (*HfHubHTTPError.__bases__, OfflineModeIsEnabled, OSError, ValueError) as error:
-        # Its bases are the errors of whichever HTTP library this version of the hub's client uses.
+    except unreachable as error:
         raise _unreachable(repo, revision, error) from None
     if commit is None:
         raise ModelUnusableError(f"the hub names no commit for {repo} (revision {revision or 'main'}).")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 
-COMMAND = "python -m mhe_tiny.train tiny-llava --out FOLDER"
+COMMAND = "python -m mhe_tiny.train tiny-llava --seed 0 --out FOLDER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def _head(folder: Path, command: str, parameters: int) -> list[str]:
         "radiology from afar. It is there to try out the harness; **what it scores says nothing of medicine.**",
         "Licence: Apache-2.0, weights included.",
         "",
-        f"- Made by `{command}`; this page by `python -m mhe_tiny.report`.",
+        f"- Made by `{command}` (`make tiny-models`), which writes this page as `python -m mhe_tiny.report` does.",
         f"- SHA-256 of `{WEIGHTS}`: `{file_digest(folder / WEIGHTS)}`",
         "- Trained on streams of the phantom tasks' train split, each image seen once; scored on their test splits.",
         "- Another processor or another version of torch may give other weights from the same seed, of like scores.",

@@ -1,4 +1,4 @@
-"""Train a small model and write its folder: `python -m mhe_tiny.train tiny-llava --out FOLDER`.
+"""Train a small model and write its folder, scores included: `python -m mhe_tiny.train tiny-llava --out FOLDER`.
 
 With the same versions, processor and number of threads, equal seeds give equal bytes.
 """
@@ -14,6 +14,8 @@ from pathlib import Path
 
 from mhe_tiny.build import BUILDERS
 
+VISION_STEPS = 500
+STEPS = 1800
 STREAMS_A_SEED = 1024
 """Each training seed has its own streams of images; the first is the tokenizer's and the published train split."""
 
@@ -49,10 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("name", choices=sorted(BUILDERS))
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vision-steps", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--vision-steps", type=int, default=VISION_STEPS)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args(arguments)
+    command = f"python -m mhe_tiny.train {chosen.name} --seed {chosen.seed} --out FOLDER"
+    if (chosen.vision_steps, chosen.steps) != (VISION_STEPS, STEPS):
+        command += f" --vision-steps {chosen.vision_steps} --steps {chosen.steps}"
     train_folder(
         chosen.name,
         chosen.out,
@@ -61,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps=chosen.steps,
         threads=chosen.threads,
     )
+    from mhe_tiny.report import write_readme
+
+    write_readme(chosen.out, command)
 
 
 if __name__ == "__main__":

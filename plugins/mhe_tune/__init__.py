@@ -1,4 +1,4 @@
-"""Training recipes. This module is the plugin and stays light; each recipe is one file that reads from top to bottom."""
+"""Training recipes. This module is the plugin and stays light; each recipe is one file, read from top to bottom."""
 
 from __future__ import annotations
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from mhe import SampleError, SampleModelError, UserError, digest_of
-from mhe_hf import collate_training
 from torch.utils.data import Dataset
 
+from mhe import SampleError, SampleModelError, UserError, digest_of
+from mhe_hf import collate_training
 from mhe_tune.watching import EXAMPLE_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mhe import TrainingExample
     from transformers import PreTrainedConfig, ProcessorMixin
+
+    from mhe import TrainingExample
 
 IGNORED = -100
 CACHE_BYTES = 2 << 30

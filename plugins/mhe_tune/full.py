@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from mhe import RecipeResult, UserError
 from mhe_hf import HfOptions, load_model
-
 from mhe_tune.modules import Treatment, set_trainable
 from mhe_tune.options import TrainingOptions
 from mhe_tune.saving import save_published
@@ -33,10 +32,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from mhe import RecipeJob
     from pydantic import BaseModel
     from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
 
+    from mhe import RecipeJob
     from mhe_tune.modules import Shares
     from mhe_tune.watching import WatchedTrainer, WholeSaves
 
@@ -179,9 +178,7 @@ def choose_precision(options: TrainingOptions) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def load_base(
-    options: TrainingOptions, job: RecipeJob
-) -> tuple[PreTrainedModel, ProcessorMixin, torch.dtype | None]:
+def load_base(options: TrainingOptions, job: RecipeJob) -> tuple[PreTrainedModel, ProcessorMixin, torch.dtype | None]:
     """The base in float32 with its processor, and the dtype it is published in.
 
     Raises `UserError` for a quantised base, `ModelUnusableError`.
@@ -213,9 +210,7 @@ def empty_model(job: RecipeJob) -> PreTrainedModel:
 
     spec = job.base.spec
     try:
-        configuration = AutoConfig.from_pretrained(
-            spec.location, revision=spec.revision, local_files_only=job.offline
-        )
+        configuration = AutoConfig.from_pretrained(spec.location, revision=spec.revision, local_files_only=job.offline)
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(configuration)
     except (OSError, ValueError, KeyError) as error:
@@ -313,7 +308,8 @@ def train(
         state = TrainerState.load_from_json(str(found[0] / "trainer_state.json"))
         losses = watching.validation_losses(state.log_history)
         if state.global_step >= schedule.steps or watching.is_out_of_patience(losses, options.patience):
-            trainer._load_from_checkpoint(str(found[0]))  # noqa: SLF001 - `train` would take one step too many
+            # `Trainer.train` would take one step too many.
+            trainer._load_from_checkpoint(str(found[0]))
             trainer.state = state
             return trainer, saves
     try:
@@ -351,7 +347,8 @@ def _what_to_lower(options: TrainingOptions, error: BaseException) -> str:
     ways = []
     if options.batch_size > 1:
         half = options.batch_size // 2
-        ways.append(f"--set batch_size={half} --set gradient_accumulation={options.gradient_accumulation * 2} (same result but for rounding)")
+        twice = options.gradient_accumulation * 2
+        ways.append(f"--set batch_size={half} --set gradient_accumulation={twice} (same result but for rounding)")
     if not options.gradient_checkpointing:
         ways.append("--set gradient_checkpointing=true (slower)")
     ways.append("--set vision=frozen (fewer weights trained)")

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
-    from mhe import Architecture
     from transformers import PreTrainedModel
+
+    from mhe import Architecture
 
 Treatment = Literal["frozen", "full"]
 
@@ -35,12 +36,6 @@ class Shares:
         """Those that are trained."""
         return sum(trained for _, trained in self.modules.values())
 
-    def describe(self) -> str:
-        """One line a module, and the sum."""
-        lines = [f"{name}: {trained:,} of {total:,} parameters trained" for name, (total, trained) in self.modules.items()]
-        share = self.trainable / self.parameters if self.parameters else 0.0
-        return "\n".join([*lines, f"together: {self.trainable:,} of {self.parameters:,} ({share:.3%})"])
-
 
 def set_trainable(
     model: PreTrainedModel, treatments: Mapping[str, Treatment], architectures: Mapping[str, Architecture]
@@ -57,8 +52,8 @@ def set_trainable(
     if homeless:
         raise UserError(
             f"{len(homeless)} parameters of this {architecture.model_type} model belong neither to vision, fusion nor "
-            f"language: {', '.join(homeless[:3])}{', …' if len(homeless) > 3 else ''}. Modules found: {found}. A plugin "
-            "says where they belong with register_architectures()."
+            f"language: {', '.join(homeless[:3])}{', …' if len(homeless) > 3 else ''}. Modules found: {found}. "
+            "A plugin says where they belong with register_architectures()."
         )
     counts = {module: [0, 0] for module in MODULES}
     for name, parameter in model.named_parameters():
@@ -69,12 +64,14 @@ def set_trainable(
         counts[module][1] += parameter.numel() if is_trained else 0
     empty = [m for m, treatment in treatments.items() if treatment != "frozen" and not counts[m][0]]
     if empty:
-        raise UserError(f"this {architecture.model_type} model has no {' and no '.join(empty)} module. Modules found: {found}.")
+        missing = " and no ".join(empty)
+        raise UserError(f"this {architecture.model_type} model has no {missing} module. Modules found: {found}.")
     shares = Shares({module: (total, trained) for module, (total, trained) in counts.items()})
     if not shares.trainable:
         choices = ", ".join(f"{module}={treatment}" for module, treatment in treatments.items())
         raise UserError(
-            f"nothing would be trained: {choices}. Set one of {', '.join(MODULES)} to full, such as --set language=full."
+            f"nothing would be trained: {choices}. "
+            f"Set one of {', '.join(MODULES)} to full, such as --set language=full."
         )
     return shares
 

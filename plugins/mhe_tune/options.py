@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from mhe import Part
 from pydantic import Field, model_validator
+
+from mhe import Part
 
 _NEUTRAL = {"answer_neutral": True}
 

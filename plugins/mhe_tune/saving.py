@@ -13,12 +13,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, ProcessorMixin
 
-PUBLISHED_NAMES: Mapping[str, tuple[tuple[str, str], ...]] = {
-    # The published checkpoints have the wrapper class of CLIP in the name; vLLM reads only that spelling, and
-    # transformers reads both.
-    model_type: ((r"^(model\.)?vision_tower\.(?!vision_model\.)", r"\1vision_tower.vision_model."),)
-    for model_type in ("llava", "llava_next")
-}
+# The published checkpoints have the wrapper class of CLIP in the name; vLLM reads only that spelling, and transformers
+# reads both.
+_CLIP_NAMES = ((r"^(model\.)?vision_tower\.(?!vision_model\.)", r"\1vision_tower.vision_model."),)
+PUBLISHED_NAMES: Mapping[str, tuple[tuple[str, str], ...]] = {"llava": _CLIP_NAMES, "llava_next": _CLIP_NAMES}
 
 
 def save_published(model: PreTrainedModel, processor: ProcessorMixin, folder: Path, dtype: torch.dtype | None) -> None:

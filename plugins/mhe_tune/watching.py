@@ -4,6 +4,8 @@ Everything that must survive a kill is in files of the job's folder or in the tr
 that continues takes the same decisions as one that was never disturbed.
 """
 
+# ruff: noqa: ARG002 - the signatures are those of transformers' trainer and its callbacks
+
 from __future__ import annotations
 
 import json
@@ -14,14 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from mhe import UserError
 from transformers import Trainer, TrainerCallback
+
+from mhe import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mhe import TrainingExample
     from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from mhe import TrainingExample
 
 EXAMPLE_INDEX = "example_index"
 TRAINED_WEIGHTS = "trained.safetensors"
@@ -43,9 +47,13 @@ class WatchedTrainer(Trainer):
         self._examples = examples
         self._batch: list[int] = []
 
-    def compute_loss(  # type: ignore[no-untyped-def]
-        self, model, inputs, return_outputs=False, num_items_in_batch=None
-    ):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, object]:
         """As the parent does, without the index that names the samples."""
         inputs = dict(inputs)
         index = inputs.pop(EXAMPLE_INDEX, None)
@@ -53,7 +61,12 @@ class WatchedTrainer(Trainer):
             self._batch = [int(number) for number in index]
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
         """One forward and backward pass. Raises `LossNotFiniteError`."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not bool(torch.isfinite(loss)):
@@ -192,7 +205,11 @@ class Reporter(TrainerCallback):
         """Remember losses and rate."""
         logs = extra.get("logs")
         if isinstance(logs, dict):
-            for ours, theirs in (("loss", "loss"), ("validation_loss", "eval_loss"), ("learning_rate", "learning_rate")):
+            for ours, theirs in (
+                ("loss", "loss"),
+                ("validation_loss", "eval_loss"),
+                ("learning_rate", "learning_rate"),
+            ):
                 if theirs in logs:
                     self._numbers[ours] = float(logs[theirs])
 
@@ -228,7 +245,9 @@ def load_trained(model: torch.nn.Module, path: Path) -> None:
     tensors = load_file(path)
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if tensors.keys() != parameters.keys():
-        raise RuntimeError(f"{path} does not hold the trained parameters: {sorted(tensors.keys() ^ parameters.keys())[:5]}")
+        raise RuntimeError(
+            f"{path} does not hold the trained parameters: {sorted(tensors.keys() ^ parameters.keys())[:5]}"
+        )
     for name, tensor in tensors.items():
         parameters[name].data.copy_(tensor)
 

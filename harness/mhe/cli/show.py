@@ -133,7 +133,8 @@ def _plugin_rows(catalog: Catalog) -> list[Row]:
     return [
         {
             "name": plugin.name,
-            "distribution": f"{plugin.distribution} {plugin.version}".strip(),
+            "distribution": plugin.distribution,
+            "version": plugin.version,
             "state": "ok" if plugin.is_working else "PROBLEM",
             "place": plugin.place,
             "hooks": ", ".join(hook.removeprefix("register_") for hook in plugin.hooks),
@@ -261,7 +262,7 @@ _make_list(
 _make_list(
     "plugins",
     "plugin",
-    ("name", "distribution", "state", "place", "hooks"),
+    ("name", "distribution", "version", "state", "place", "hooks"),
     _plugin_rows,
     completion.complete_plugin,
     "Installed plugins, and what is wrong with them.",

@@ -27,21 +27,40 @@ EPILOG = "The options of a recipe, with their defaults: mhe show recipes RECIPE"
 
 
 @click.command("tune", short_help="Train or transform a model with a recipe.", epilog=EPILOG)
-@click.option("--model", required=True, shell_complete=complete_model,
-              help="The model to start from: a registered name, NAME[@SEED], a folder, or org/name[@revision].")
+@click.option(
+    "--model",
+    required=True,
+    shell_complete=complete_model,
+    help="The model to start from: a registered name, NAME[@SEED], a folder, or org/name[@revision].",
+)
 @click.option("--recipe", required=True, shell_complete=complete_recipe, help="How to train it, such as full.")
-@click.option("--task", "tasks", required=True, multiple=True, shell_complete=complete_task,
-              help="A task whose training split is learnt. Repeatable.")
+@click.option(
+    "--task",
+    "tasks",
+    required=True,
+    multiple=True,
+    shell_complete=complete_task,
+    help="A task whose training split is learnt. Repeatable.",
+)
 @click.option("--name", required=True, help="Name of the checkpoint; it is NAME@SEED.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-              help="An option of the recipe, such as learning_rate=1e-4. Repeatable.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the recipe, such as learning_rate=1e-4. Repeatable.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training.")
 @click.option("--seeds", type=int, help="Trains NAME@0 to NAME@N-1.")
 @click.option("--split", help="Train on this split instead of the task's training split.")
 @click.option("--limit", type=int, help="Only the first N samples of each task.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set on this machine.")
-@click.option("--checkpoints-dir", type=click.Path(path_type=Path), default=None,
-              help="Where checkpoints are kept [default: $MHE_CHECKPOINTS_DIR, else checkpoints].")
+@click.option(
+    "--checkpoints-dir",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Where checkpoints are kept [default: $MHE_CHECKPOINTS_DIR, else checkpoints].",
+)
 @click.option("--offline", is_flag=True, help="Reach for no hub; data and models must be on this machine.")
 @click.option("--dry-run", is_flag=True, help="Show modules, parameters, steps and memory; train nothing.")
 @click.option("--replace", is_flag=True, help="Replace another checkpoint of this name.")
@@ -175,6 +194,11 @@ def _announce(plan: StepPlan) -> None:
         )
 
 
+def _say_plan(phase: str, numbers: Mapping[str, float]) -> None:
+    if phase == "plan":
+        say(_plan_text(numbers))
+
+
 def _plan_text(numbers: Mapping[str, float]) -> str:
     rows = []
     for name, total in numbers.items():
@@ -182,14 +206,19 @@ def _plan_text(numbers: Mapping[str, float]) -> str:
         if what == "parameters" and module:
             rows.append(f"  {module}: {numbers.get(f'{module} trainable', 0):,.0f} of {total:,.0f} parameters trained")
     total, trained = numbers.get("parameters", 0.0), numbers.get("trainable", 0.0)
-    rows.append(f"  together: {trained:,.0f} of {total:,.0f} ({trained / total if total else 0:.3%}), "
-                f"{numbers.get('steps', 0):,.0f} steps")
+    rows.append(
+        f"  together: {trained:,.0f} of {total:,.0f} ({trained / total if total else 0:.3%}), "
+        f"{numbers.get('steps', 0):,.0f} steps"
+    )
     return "\n".join(rows)
 
 
 def _phase_text(phase: str, numbers: Mapping[str, float]) -> str:
-    shown = [f"{label} {numbers[key]:.3g}" for key, label in
-             (("loss", "loss"), ("validation_loss", "validation"), ("learning_rate", "rate")) if key in numbers]
+    shown = [
+        f"{label} {numbers[key]:.3g}"
+        for key, label in (("loss", "loss"), ("validation_loss", "validation"), ("learning_rate", "rate"))
+        if key in numbers
+    ]
     return f"{phase} {', '.join(shown)}".strip()
 
 
@@ -203,8 +232,7 @@ def _preview(catalog: Catalog, steps: Sequence[Step], place: StepPlace, *, as_js
         plan = plan_step(catalog, step, place)
         if not as_json:
             _announce(plan)
-        quiet = replace(place, report=lambda phase, numbers: None if as_json or phase != "plan" else say(_plan_text(numbers)))
-        result = preview_step(catalog, plan, quiet)
+        result = preview_step(catalog, plan, place if as_json else replace(place, report=_say_plan))
         documents.append(_preview_document(plan, result))
         if not as_json:
             for note in result.notes:
@@ -243,9 +271,9 @@ def _show(outcomes: Sequence[StepOutcome], *, as_json: bool) -> None:
         return
     for outcome in outcomes:
         made = outcome.checkpoint
+        trained = f"{made.trainable_parameters:,} of {made.parameters:,} parameters trained"
         click.echo(
-            f"{made.name}@{made.seed}: {outcome.status}, {made.trainable_parameters:,} of {made.parameters:,} parameters "
-            f"trained in {made.cost.seconds:,.0f} s ({outcome.folder})"
+            f"{made.name}@{made.seed}: {outcome.status}, {trained} in {made.cost.seconds:,.0f} s ({outcome.folder})"
         )
         for note in made.notes:
             click.echo(f"  {note}")

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field
+
 from mhe import (
     BackendDescription,
     Failure,
@@ -17,7 +19,6 @@ from mhe import (
     fingerprint_folder,
     open_image,
 )
-from pydantic import Field
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -71,9 +72,7 @@ class BrightnessBackend:
                 yield Response(request.sample_id, error=Failure("data", str(error)))
                 continue
             text = self._options.bright if is_bright else self._options.dark
-            yield Response(
-                request.sample_id, text=text, finish_reason="stop", seconds=time.perf_counter() - start
-            )
+            yield Response(request.sample_id, text=text, finish_reason="stop", seconds=time.perf_counter() - start)
 
     def usage(self) -> Mapping[str, float]:
         return {"batch_size": float(self._options.batch_size)}

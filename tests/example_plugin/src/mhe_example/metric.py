@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
-    from mhe import Case, MetricContext, Profile
     from numpy.typing import NDArray
+
+    from mhe import Case, MetricContext, Profile
 
     FloatArray = NDArray[np.float64]
 

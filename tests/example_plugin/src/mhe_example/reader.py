@@ -7,8 +7,9 @@ import random
 from typing import TYPE_CHECKING, Annotated
 
 import PIL.Image
-from mhe import BytesSource, Image, Part, Sample
 from pydantic import Field
+
+from mhe import BytesSource, Image, Part, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

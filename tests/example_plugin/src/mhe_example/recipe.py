@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from mhe import Part, RecipeResult
 from pydantic import Field
 
-from mhe_example.backend import brightness, read_threshold, write_threshold
+from mhe import Part, RecipeResult
+from mhe_example.backend import brightness, write_threshold
 
 if TYPE_CHECKING:
     from mhe import RecipeJob
@@ -49,11 +48,10 @@ class FitThreshold:
 
     def _fit(self, job: RecipeJob) -> float:
         lesson = [(brightness(example.request.images[0]), example.answer == "yes") for example in job.train]
-        best, most = read_threshold(Path(job.base.spec.location)), -1
-        for number in range(int(256 / self._step)):
-            threshold = number * self._step
-            right = sum((level >= threshold) == answer for level, answer in lesson)
-            if right > most:
-                best, most = threshold, right
-            job.report("fit", {"step": number, "accuracy": right / len(lesson)})
-        return best
+        tried = [number * self._step for number in range(int(256 / self._step))]
+        right = []
+        for threshold in tried:
+            right.append(sum((level >= threshold) == is_bright for level, is_bright in lesson))
+            job.report("fit", {"step": len(right), "steps": len(tried), "accuracy": right[-1] / len(lesson)})
+        best = [threshold for threshold, count in zip(tried, right, strict=True) if count == max(right)]
+        return best[len(best) // 2]

@@ -1,0 +1,175 @@
+"""A stranger's distribution, installed into a fresh environment beside mhe: found, shown, evaluated, trained with."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import mhe
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "tests" / "example_plugin"
+SOURCES = sorted((EXAMPLE / "src" / "mhe_example").glob("*.py"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """The fresh environment, with a working folder."""
+
+    folder: Path
+
+    def run(self, *command: str, expected: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        cleaned = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "MHE_", "VIRTUAL_ENV"))}
+        done = subprocess.run(
+            [str(self.folder / "venv" / "bin" / command[0]), *command[1:]],
+            cwd=self.folder,
+            env={**cleaned, "MHE_CACHE_DIR": str(self.folder / "cache"), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == expected, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def json(self, *command: str, **environment: str) -> dict:
+        return json.loads(self.run("mhe", *command, "--json", **environment).stdout)
+
+
+def copied(source: Path, goal: Path) -> Path:
+    """A copy to build from: a build leaves files in its source tree, and this one is not ours to change."""
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs", "checkpoints", "tests", "*.egg-info")
+    return Path(shutil.copytree(source, goal, ignore=ignored))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stranger")
+    venv.create(folder / "venv", with_pip=True)
+    found = Place(folder)
+    own = Path(found.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
+    # What mhe needs is taken from the running environment, so that nothing is downloaded. The two packages under
+    # test come from the new one: its own folder stands first, and an editable install's hook does not run from here.
+    (own / "running-environment.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    sources = [copied(ROOT, folder / "mhe-source"), copied(EXAMPLE, folder / "example-source")]
+    for source in sources:
+        found.run(
+            "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index",
+            "--ignore-installed", str(source),
+        )  # fmt: skip
+    return found
+
+
+def test_both_packages_come_from_the_fresh_environment(place):
+    code = "import mhe, mhe_tasks, mhe_example; print(mhe.__file__, mhe_tasks.__file__, mhe_example.__file__)"
+    for path in place.run("python", "-c", code).stdout.split():
+        assert Path(path).is_relative_to(place.folder / "venv"), path
+    version = place.run("python", "-c", "import importlib.metadata as m; print(m.version('mhe-example'))")
+    assert version.stdout.strip() == "1.2.3"
+
+
+def test_the_plugin_is_found_without_a_problem(place):
+    shown = place.json("show", "plugins")
+    ours = [row for row in shown["plugins"] if row["distribution"] == "mhe-example"]
+    assert len(ours) == 1
+    names = [row["name"] for row in shown["plugins"]]
+    assert len(names) == len(set(names)), "nothing is found twice, though the running environment has mhe as well"
+    text = json.dumps(ours)
+    assert "problem" not in text or json.loads(text)[0].get("problems") in ([], None)
+
+
+def test_the_task_is_shown(place):
+    names = [row["name"] for row in place.json("show", "tasks")["tasks"]]
+    assert "example-vqa" in names
+    assert "phantom-vqa" in names
+
+
+def test_an_evaluation_goes_through_every_part_of_it(place):
+    log = place.folder / "log.jsonl"
+    arguments = ("eval", "--model", "example", "--task", "example-vqa")
+    (run,) = place.json(*arguments, MHE_EXAMPLE_LOG=str(log))["runs"]
+    assert run["status"] == "complete"
+    assert run["backend"]["name"] == "example"
+    (metric,) = run["metrics"]
+    assert (metric["metric"], metric["profile"]) == ("example-first-word", "example-lenient")
+    (value,) = metric["values"]
+    assert 0.5 < value["value"] < 1, "its weight is 128, and squares are bright from 100 on"
+    (line,) = [json.loads(text) for text in log.read_text().splitlines()]
+    assert line["task"] == "example-vqa"
+    assert (place.folder / line["folder"] / "run.json").is_file()
+    (again,) = place.json(*arguments, MHE_EXAMPLE_LOG=str(log))["runs"]
+    assert again["was_done"]
+    assert len(log.read_text().splitlines()) == 1, "trackers are told of a run once"
+    (other,) = place.json(*arguments, "--set", "backend.bright=no", "--set", "backend.dark=yes")["runs"]
+    assert other["run_key"] != run["run_key"]
+    assert other["metrics"][0]["values"][0]["value"] == pytest.approx(1 - value["value"])
+
+
+def test_training_with_its_recipe_makes_a_better_model(place):
+    place.json("tune", "--model", "example", "--recipe", "example-fit", "--task", "example-vqa", "--name", "fitted")
+    before, after = (
+        place.json("eval", "--model", name, "--task", "example-vqa")["runs"][0] for name in ("example", "fitted")
+    )
+    old, new = (run["metrics"][0]["values"][0]["value"] for run in (before, after))
+    assert new > old
+    assert new > 0.9
+    assert after["model"]["lineage"][0]["recipe"] == "example-fit"
+    assert after["model"]["fingerprint"] != before["model"]["fingerprint"]
+    shown = place.run("mhe", "example-threshold", "checkpoints/fitted/0/model").stdout
+    assert 70 <= float(shown) <= 110
+
+
+def test_its_own_tests_pass(place):
+    shutil.copy(EXAMPLE / "test_contracts.py", place.folder)
+    done = place.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_contracts.py")
+    assert "6 passed" in done.stdout
+
+
+def test_its_command_is_listed_and_its_options_are_checked(place):
+    assert "example-threshold" in place.run("mhe", "--help").stdout
+    wrong = place.run(
+        "mhe", "eval", "--model", "example", "--task", "example-vqa", "--set", "backend.brigt=x", expected=2
+    )
+    assert "brigt: no such key" in wrong.stderr
+    missing = place.run("mhe", "example-threshold", "nowhere", expected=2)
+    assert "nowhere" in missing.stderr
+
+
+def test_uninstalled_it_leaves_no_trace(place):
+    place.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "mhe-example")
+    shown = place.json("show", "plugins")
+    assert "mhe-example" not in json.dumps(shown)
+    done = place.run("mhe", "eval", "--model", "example", "--task", "example-vqa", expected=2)
+    assert "example" in done.stderr
+
+
+def test_it_uses_public_names_only():
+    assert len(SOURCES) == 7
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mhe":
+                assert node.module == "mhe", f"{path.name} imports {node.module}"
+                assert {alias.name for alias in node.names} <= set(mhe.__all__), path.name
+            elif isinstance(node, ast.Import):
+                assert not [alias for alias in node.names if alias.name.split(".")[0] == "mhe"], path.name
+
+
+def test_it_is_typed():
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", str(EXAMPLE / "src" / "mhe_example")],
+        env={**os.environ, "MYPYPATH": f"{ROOT / 'harness'}:{EXAMPLE / 'src'}"},
+        cwd=EXAMPLE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
