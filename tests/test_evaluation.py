@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -244,6 +245,29 @@ def test_ctrl_c_leaves_a_clean_message_and_a_resumable_run(tmp_path):
     run = only_run(done.document)
     assert run["status"] == "complete"
     assert len({line["id"] for line in lines_of(run, tmp_path)}) == len(lines_of(run, tmp_path)) == 20
+
+
+def test_a_full_disk_keeps_the_answers_and_says_what_to_do(tmp_path):
+    """A limit on the size of files refuses a write in the middle, as a full disk does."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mhe.cli.main", *EVAL, "--limit", "200"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "MHE_CACHE_DIR": str(tmp_path / ".cache")},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000)),
+    )
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "make room and run the same command again" in done.stderr
+    (samples,) = tmp_path.glob("runs/*/*/*/samples.jsonl")
+    kept = samples.read_bytes()
+    assert kept.endswith(b"\n")
+    assert kept.count(b"\n") > 10
+    resumed = only_run(mhe(*EVAL, "--limit", "200", "--json", cwd=tmp_path).document)
+    assert resumed["status"] == "complete"
+    assert samples.read_bytes().startswith(kept)
 
 
 def test_show_runs_and_show_run(tmp_path):

@@ -26,7 +26,7 @@ documents.pipeline documents.board documents
 protocols hookspecs plugins task_files catalog images image_hashes subsets samples prompting answers fingerprints
 environment run_key run_folder provenance checkpoints model_names
 statistics score_files scoring predictions efficiency engines.local engines run_plan evaluation
-training_data pipelines audit machine_checks boards testing cli
+training_data pipelines audit boards testing cli
 """.split()  # noqa: SIM905 - a list of lines reads as the order it is
 
 

@@ -1,4 +1,4 @@
-"""Data sets in their publishers' layouts, through a real (random) LLaVA: `mhe eval --task roco`, `roco-327`, `slake`."""
+"""Data sets in their publishers' layouts through a real, random LLaVA: `mhe eval --task roco`, `roco-327`, `slake`."""
 
 from __future__ import annotations
 

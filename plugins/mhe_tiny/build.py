@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 TOKENIZER_STREAM = 0
 TOKENIZER_IMAGES = 2048
+SPREAD = 8.0
+"""By how much a random twin's matrices are larger than those that training starts from, which write the same few
+tokens whatever they are shown."""
 
 
 def _tiny_llava(tokenizer: PreTrainedTokenizerFast, seed: int) -> Pair:
@@ -50,10 +53,16 @@ def build(name: str, seed: int, lessons: Sequence[Lesson] | None = None) -> Pair
 
 
 def build_folder(name: str, folder: Path, seed: int = 0) -> Path:
-    """Write an untrained model in the published format and return its folder."""
+    """Write a random twin in the published format and return its folder."""
+    import torch
+
     from mhe_tiny.folders import save_model
 
     model, processor = build(name, seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(SPREAD)
     save_model(model, processor, folder)
     return folder
 

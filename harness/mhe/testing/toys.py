@@ -140,7 +140,9 @@ class ToyOptions(Part):
     """Which toy samples to make."""
 
     kind: Kind = "vqa"
+    """Questions, or captions."""
     count: Annotated[int, Field(ge=1, le=1000)] = 12
+    """Samples in each split."""
 
 
 class ToyReader:
