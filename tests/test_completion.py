@@ -69,6 +69,17 @@ def test_checkpoints_are_offered_as_models(tmp_path):
     assert complete("eval --model my", tmp_path) == {"my-model@0"}
 
 
+def test_help_does_not_even_import_pydantic(tmp_path):
+    for name in ("torch", "transformers", "numpy", "PIL", "rich", "pydantic", "yaml"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} was imported')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "mhe.cli.main", "--help"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "doctor" in done.stdout
+
+
 def test_completion_imports_nothing_heavy_and_is_quick(tmp_path):
     # A heavy package that were imported would end the process.
     for name in ("torch", "transformers", "numpy", "PIL", "rich"):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mhe import Architecture, ModelSpec, Provider, hookimpl
+from mhe import Architecture, Provider, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mhe import BackendFactory
+    from mhe import BackendFactory, ModelSpec
     from mhe_hf.architectures import ARCHITECTURES, MODULES, architecture_of, module_names, module_of, module_parameters
     from mhe_hf.backend import HfBackend
     from mhe_hf.collation import Collator

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mhe import ModelSpec, Provider, hookimpl
+from mhe import Provider, hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mhe import BackendFactory, MetricFactory, Profile
+    from mhe import BackendFactory, MetricFactory, ModelSpec, Profile
 
 
 def _accuracy() -> MetricFactory:
@@ -107,6 +107,8 @@ def register_backends() -> Sequence[Provider[BackendFactory]]:
 @hookimpl
 def register_models() -> Sequence[ModelSpec]:
     """The baseline under its name."""
+    from mhe import ModelSpec
+
     return [
         ModelSpec(
             name="majority",

@@ -5,10 +5,15 @@ Nothing heavy is imported here; `mhe_tiny.build` and `mhe_tiny.train` make the m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mhe import ModelSpec, hookimpl
+from mhe import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mhe import ModelSpec
 
 MODELS = Path(__file__).parent / "models"
 
@@ -16,6 +21,8 @@ MODELS = Path(__file__).parent / "models"
 @hookimpl
 def register_models() -> Sequence[ModelSpec]:
     """The trained models that lie in this package."""
+    from mhe import ModelSpec
+
     return [
         ModelSpec(
             name="tiny-llava",

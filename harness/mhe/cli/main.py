@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mhe.errors import MheError
+from mhe.errors import MheError, StorageError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from click.shell_completion import CompletionItem
 
     from mhe.catalog import Catalog
 
@@ -27,11 +31,42 @@ COMMANDS: dict[str, tuple[str, str]] = {
 INTERRUPTED = 130
 
 
+class _ReaderGoneError(Exception):
+    """Nobody reads our output any more (`| head`). click would leave with 1, which stands for a fault of ours."""
+
+
+@contextmanager
+def _noticing_readers() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _ReaderGoneError from error
+
+
 class LazyGroup(click.Group):
     """Knows its commands by name and summary; imports one when it is called.
 
     Plugins' commands are looked for where a name is not ours, and for the list.
     """
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,  # noqa: ANN401 - as click has it
+    ) -> click.Context:
+        """As click does; `--help` is written here."""
+        with _noticing_readers():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """As click does."""
+        with _noticing_readers():
+            result: object = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return result
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Ours in their order, then the plugins' by name."""
@@ -45,7 +80,13 @@ class LazyGroup(click.Group):
         if cmd_name not in catalog.commands:
             return None
         command = catalog.command(cmd_name)
-        return command if isinstance(command, click.Command) else None
+        if not isinstance(command, click.Command):
+            owner = catalog.owner_of("command", cmd_name)
+            raise UserError(
+                f"the command {cmd_name!r} of plugin {owner.name if owner else '?'} is a {type(command).__name__}, and "
+                "must be a click.Command. Tell its author, and see docs/hooks.md."
+            )
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list for `--help`, from the table alone: no command is imported."""
@@ -61,10 +102,26 @@ class LazyGroup(click.Group):
             with formatter.section("Commands of plugins"):
                 formatter.write_dl(extra)
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands and options from the tables alone: click would import every command, broken ones included."""
+        from click.shell_completion import CompletionItem
+
+        summaries = {name: provider.summary for name, provider in _catalog(ctx).commands.items()}
+        summaries |= {name: summary for name, (_, summary) in COMMANDS.items()}
+        names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return [*(CompletionItem(name, help=summaries[name]) for name in names), *options]
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, with a suggestion for a mistyped name."""
+        if ctx.resilient_parsing:
+            # Shell completion: a message would land in the middle of the line that is being typed.
+            try:
+                return super().resolve_command(ctx, args)
+            except MheError:
+                return None, None, args
         name = args[0] if args else ""
         if name and not name.startswith("-") and self.get_command(ctx, name) is None:
             from mhe.errors import UnknownNameError
@@ -121,33 +178,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         code = cli.main(args=list(arguments) if arguments is not None else None, prog_name="mhe", standalone_mode=False)
-        sys.stdout.flush()
     except click.exceptions.Exit as done:
         code = done.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = 2
-        _error_document(arguments, error.format_message(), code)
     except (KeyboardInterrupt, click.exceptions.Abort):
         say("interrupted. What was done is kept: run the same command again to go on.")
         code = INTERRUPTED
-    except MheError as error:
-        say(f"error: {error}")
-        code = error.exit_code
-        _error_document(arguments, str(error), code)
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`); the interpreter must not complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (MheError, click.ClickException) as error:
+        code = _show_error(error, arguments)
+    except _ReaderGoneError:
+        _drop_output()
         code = 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _drop_output()
+        say("error: the disk is full. What was written before is kept: make room and run the same command again.")
+        code = StorageError.exit_code
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _error_document(arguments: Sequence[str] | None, message: str, code: int) -> None:
-    """With `--json`, a program that reads stdout gets the error there as well."""
+def _drop_output() -> None:
+    """Let what is still buffered for stdout vanish: the interpreter would complain about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show_error(error: MheError | click.ClickException, arguments: Sequence[str] | None) -> int:
+    """Tell the person; with `--json`, a program that reads stdout gets the error there as well. Its exit code."""
+    if isinstance(error, click.ClickException):
+        # Whatever click complains about was typed wrongly.
+        error.show()
+        message, code = error.format_message(), 2
+    else:
+        say(f"error: {error}")
+        message, code = str(error), error.exit_code
     if "--json" in (sys.argv[1:] if arguments is None else arguments):
         import json
 
-        click.echo(json.dumps({"error": {"message": message, "exit_code": code}}, ensure_ascii=False))
+        try:
+            click.echo(json.dumps({"error": {"message": message, "exit_code": code}}, ensure_ascii=False))
+        except OSError:
+            # Nobody reads stdout, or its disk is full: the message stands on stderr already.
+            _drop_output()
+    return code
 
 
 def say(text: str) -> None:

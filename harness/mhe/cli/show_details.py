@@ -222,12 +222,11 @@ def _options_table(rows: Sequence[Mapping[str, object]]) -> str:
             str(row["name"]),
             str(row["type"]),
             str(row["default"]),
-            "" if row["answer_neutral"] is False else "answer-neutral",
-            str(row["summary"]),
+            f"{row['summary']} (answer-neutral)".strip() if row["answer_neutral"] else str(row["summary"]),
         ]
         for row in rows
     ]
-    return table(["option", "type", "default", "", ""], cells)
+    return table(["option", "type", "default", ""], cells)
 
 
 def _values_table(rows: Sequence[Mapping[str, object]]) -> str:

@@ -46,7 +46,8 @@ def table(
 
     drawn = Table(box=SIMPLE_HEAD, title=Text(title, style="bold") if title else None, title_justify="left")
     for i, header in enumerate(headers):
-        drawn.add_column(Text(header), justify="right" if i in right else "left", overflow="fold")
+        # The first column holds the name that one types next: it must not be broken over two lines.
+        drawn.add_column(Text(header), justify="right" if i in right else "left", overflow="fold", no_wrap=i == 0)
     for row in rows:
         drawn.add_row(*(Text(str(cell)) for cell in row))
     console = Console()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mhe.documents.model import ModelSpec
 from mhe.hookspecs import hookimpl
 from mhe.values import Provider
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mhe.documents.model import ModelSpec
     from mhe.protocols import BackendFactory, DatasetReaderFactory
 
 
@@ -35,6 +35,8 @@ def register_backends() -> Sequence[Provider[BackendFactory]]:
 @hookimpl
 def register_models() -> Sequence[ModelSpec]:
     """The scripted backend under its name."""
+    from mhe.documents.model import ModelSpec
+
     return [
         ModelSpec(
             name="scripted",
