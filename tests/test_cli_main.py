@@ -23,6 +23,8 @@ def greet(name, as_json):
     "Greet somebody."
     if name == "nobody":
         raise mhe.UserError("nobody is there. Greet somebody else.")
+    if name == "server":
+        raise BrokenPipeError(32, "Broken pipe")
     if name == "ctrl-c":
         raise KeyboardInterrupt
     click.echo(f"hello {name}")
@@ -141,6 +143,13 @@ def test_our_own_fault_is_1_with_a_traceback(mhe):
     done = mhe("explode")
     assert done.returncode == 1
     assert "ValueError: inside the command" in done.stderr
+
+
+def test_a_pipe_that_breaks_inside_is_a_fault_and_not_a_reader_gone(mhe):
+    done = mhe("greet", "server")
+    assert done.returncode == 1
+    assert "BrokenPipeError" in done.stderr
+    assert "not our output" in done.stderr
 
 
 def test_an_interruption_is_130_and_says_that_nothing_is_lost(mhe):

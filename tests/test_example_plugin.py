@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import mhe
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "tests" / "example_plugin"
+TUTORIAL = ROOT / "docs" / "writing-a-plugin.md"
 SOURCES = sorted((EXAMPLE / "src" / "mhe_example").glob("*.py"))
 
 
@@ -115,16 +118,16 @@ def test_an_evaluation_goes_through_every_part_of_it(place):
 
 
 def test_training_with_its_recipe_makes_a_better_model(place):
-    place.json("tune", "--model", "example", "--recipe", "example-fit", "--task", "example-vqa", "--name", "fitted")
+    place.json("tune", "--model", "example", "--recipe", "example-fit", "--task", "example-vqa", "--name", "better")
     before, after = (
-        place.json("eval", "--model", name, "--task", "example-vqa")["runs"][0] for name in ("example", "fitted")
+        place.json("eval", "--model", name, "--task", "example-vqa")["runs"][0] for name in ("example", "better")
     )
     old, new = (run["metrics"][0]["values"][0]["value"] for run in (before, after))
     assert new > old
     assert new > 0.9
     assert after["model"]["lineage"][0]["recipe"] == "example-fit"
     assert after["model"]["fingerprint"] != before["model"]["fingerprint"]
-    shown = place.run("mhe", "example-threshold", "checkpoints/fitted/0/model").stdout
+    shown = place.run("mhe", "example-threshold", "checkpoints/better/0/model").stdout
     assert 70 <= float(shown) <= 110
 
 
@@ -142,6 +145,29 @@ def test_its_command_is_listed_and_its_options_are_checked(place):
     assert "brigt: no such key" in wrong.stderr
     missing = place.run("mhe", "example-threshold", "nowhere", expected=2)
     assert "nowhere" in missing.stderr
+
+
+def blocks_of(language):
+    """The fenced blocks of the tutorial in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_the_code_of_the_tutorial_is_the_code_of_the_example():
+    files = [path for path in EXAMPLE.rglob("*") if path.suffix in (".py", ".toml", ".yaml")]
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    blocks = [block for language in ("python", "toml", "yaml") for block in blocks_of(language)]
+    assert len(blocks) >= 13
+    for block in blocks:
+        assert any(block in text for text in texts), f"not in tests/example_plugin:\n{block}"
+    fences = re.findall(r"^```(\w*)$", TUTORIAL.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(fences) == {"python", "toml", "yaml", "sh", ""}, "no block escapes the tests"
+
+
+def test_the_commands_of_the_tutorial_work(place):
+    commands = [line for block in blocks_of("sh") for line in block.splitlines()]
+    assert len(commands) >= 9
+    for command in commands:
+        assert place.run(*shlex.split(command)).stdout
 
 
 def test_uninstalled_it_leaves_no_trace(place):

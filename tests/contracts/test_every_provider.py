@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from mhe import DataMissingError, MetricUnavailableError, open_catalog
 from mhe.testing import (
     check_backend,

@@ -12,7 +12,7 @@ import click
 from mhe.cli.completion import complete_backend, complete_model, complete_profile, complete_task
 from mhe.cli.main import catalog_of, say
 from mhe.cli.progress import ProgressLine
-from mhe.cli.settings import parse_settings
+from mhe.cli.settings import by_metric, parse_settings
 from mhe.errors import UserError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def evaluate_command(
         offline=offline,
         generation=chosen["generation"],
         backend_options=chosen["backend"],
-        metric_options=_nested(chosen["metrics"]),
+        metric_options=by_metric(chosen["metrics"]),
         metrics=tuple(name.strip() for name in metrics.split(",") if name.strip()) if metrics else (),
         profiles=profiles,
         fresh=fresh,
@@ -132,17 +132,6 @@ def evaluate_command(
 def default_runs_dir() -> Path:
     """`$MHE_RUNS_DIR`, else `runs` in the current folder."""
     return Path(os.environ.get("MHE_RUNS_DIR") or "runs")
-
-
-def _nested(options: dict[str, object]) -> dict[str, dict[str, object]]:
-    """`{"bertscore.encoder": x}` as `{"bertscore": {"encoder": x}}`."""
-    nested: dict[str, dict[str, object]] = {}
-    for key, value in options.items():
-        metric, _, option = key.partition(".")
-        if not option:
-            raise UserError(f"--set metrics.{key}: give metrics.NAME.OPTION=VALUE.")
-        nested.setdefault(metric, {})[option] = value
-    return nested
 
 
 def _run_all(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -40,7 +41,18 @@ def _noticing_readers() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError as error:
-        raise _ReaderGoneError from error
+        if any(_has_no_reader(stream) for stream in (sys.stdout, sys.stderr)):
+            raise _ReaderGoneError from error
+        # click would leave with 1 and no word about it.
+        raise RuntimeError("a pipe or connection broke that is not our output") from error
+
+
+def _has_no_reader(stream: TextIO | None) -> bool:
+    if stream is None:
+        return False
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 class LazyGroup(click.Group):

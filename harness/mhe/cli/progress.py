@@ -34,15 +34,16 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, phase: str, done: int, total: int) -> None:
-        """Tell how far a phase is."""
+    def update(self, phase: str, done: int, total: int, note: str = "") -> None:
+        """Tell how far a phase is; `note` is shown behind its name."""
         if phase != self._phase:
             self._phase, self._start, self._first = phase, time.monotonic(), done
+        shown = f"{phase}, {note}" if note else phase
         if sys.stderr.isatty():
-            self._draw(phase, done, total)
+            self._draw(shown, done, total)
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            say(f"{self._title}: {phase} {done}/{total}{self._pace(done, total)}")
+            say(f"{self._title}: {shown} {done}/{total}{self._pace(done, total)}")
 
     def _pace(self, done: int, total: int) -> str:
         seconds = time.monotonic() - self._start

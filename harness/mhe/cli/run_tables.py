@@ -18,7 +18,7 @@ PHANTOM_NOTE = "Phantoms are drawn images: these scores say nothing of medicine.
 def run_table(record: RunRecord, folder: Path | None = None) -> str:
     """The run as text: head, values, groups, cost, warnings."""
     parts = [_head(record), values_table(record.metrics)]
-    groups = _groups_table(record)
+    groups = groups_table(record.metrics, record.task.primary)
     if groups:
         parts.append(groups)
     parts.append(cost_line(record.efficiency, record.model.parameters, record.model.bytes_on_disk))
@@ -84,11 +84,11 @@ def values_table(metrics: Sequence[MetricRecord]) -> str:
     return table(headers, rows, right={1, 3})
 
 
-def _groups_table(record: RunRecord) -> str:
-    """The primary value by group, where the task names groups."""
-    for metric in record.metrics:
+def groups_table(metrics: Sequence[MetricRecord], primary: str) -> str:
+    """The primary value by group, under the first profile; nothing where the task names no groups."""
+    for metric in metrics:
         for score in metric.values:
-            if score.name == record.task.primary and score.groups:
+            if score.name == primary and score.groups:
                 rows = [
                     [group, name, number(value)]
                     for group, values in score.groups.items()

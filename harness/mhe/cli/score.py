@@ -12,6 +12,7 @@ import click
 from mhe.cli.completion import complete_profile, complete_task
 from mhe.cli.main import catalog_of, say
 from mhe.cli.progress import ProgressLine
+from mhe.cli.settings import by_metric, parse_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +41,7 @@ ALL = "all"
     help="Scoring profile; the task's own where left out. Repeatable; `all` for all that fit.",
 )
 @click.option("--metrics", help="Metrics, with commas; the task's own where left out.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="metrics.NAME.OPTION=…. Repeatable.")
 @click.option("--allow-partial", is_flag=True, help="Score what is there, where samples have no prediction.")
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Keep the scores and per-sample statistics in this folder."
@@ -56,6 +58,7 @@ def score(
     data_dir: Path | None,
     profiles: tuple[str, ...],
     metrics: str | None,
+    settings: tuple[str, ...],
     allow_partial: bool,
     out: Path | None,
     offline: bool,
@@ -77,7 +80,8 @@ def score(
     task = catalog.task(task_name)
     names = tuple(name.strip() for name in (metrics or "").split(",") if name.strip()) or task.metrics
     chosen = _profiles(catalog, task, profiles)
-    check_scoring(catalog, task, metrics=names, profiles=chosen)
+    options = by_metric(parse_settings(settings, ("metrics",))["metrics"])
+    check_scoring(catalog, task, metrics=names, profiles=chosen, metric_options=options)
     predictions = read_predictions(file)
     data = load_samples(catalog, task, split=split, limit=limit, data_dir=data_dir, offline=offline, need_images=False)
     cases = join_predictions(file, predictions, data, allow_partial=allow_partial)
@@ -90,6 +94,7 @@ def score(
             all_samples=data.samples,
             metrics=names,
             profiles=chosen,
+            metric_options=options,
             run_key=_key(data, predictions),
             folder=out,
         )
@@ -141,7 +146,7 @@ def _keep(out: Path, document: dict[str, object]) -> None:
 
 
 def _text(file: Path, data: SampleSet, answered: int, records: Sequence[MetricRecord]) -> str:
-    from mhe.cli.run_tables import PHANTOM_NOTE, values_table
+    from mhe.cli.run_tables import PHANTOM_NOTE, groups_table, values_table
 
     head = (
         f"{file.name} on {data.task.name} (version {data.task.version}), split {data.split}: "
@@ -149,4 +154,6 @@ def _text(file: Path, data: SampleSet, answered: int, records: Sequence[MetricRe
     )
     if answered < len(data.samples):
         head += "\nPARTIAL: values are provisional, over the samples that have one."
-    return "\n\n".join([head, values_table(records), *([PHANTOM_NOTE] if data.task.phantom else [])]) + "\n"
+    groups = groups_table(records, data.task.primary)
+    note = PHANTOM_NOTE if data.task.phantom else ""
+    return "\n\n".join(part for part in [head, values_table(records), groups, note] if part) + "\n"

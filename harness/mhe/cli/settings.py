@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING
 
 from mhe.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 def parse_settings(settings: Sequence[str], scopes: Sequence[str]) -> dict[str, dict[str, object]]:
@@ -37,6 +41,17 @@ def parse_settings(settings: Sequence[str], scopes: Sequence[str]) -> dict[str, 
     return chosen
 
 
+def by_metric(settings: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """`{"bertscore.encoder": x}` as `{"bertscore": {"encoder": x}}`. Raises `UserError` for a key without an option."""
+    nested: dict[str, dict[str, object]] = {}
+    for key, value in settings.items():
+        metric, _, option = key.partition(".")
+        if not option:
+            raise UserError(f"--set metrics.{key}: give metrics.NAME.OPTION=VALUE.")
+        nested.setdefault(metric, {})[option] = value
+    return nested
+
+
 def parse_value(text: str) -> object:
     """A YAML scalar or list. Raises `ValueError` for text that is not YAML."""
     import yaml
@@ -48,10 +63,5 @@ def parse_value(text: str) -> object:
     if isinstance(value, bool) and text.strip().lower() not in ("true", "false"):
         # YAML 1.1 takes yes, no, on and off for booleans, and an answer or a label may be just that.
         return text.strip()
-    if isinstance(value, str):
-        # YAML 1.1 reads 1e-5 as a text; people mean the number.
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    # YAML 1.1 reads 1e-5 as a text; people mean the number. Quoted, it is a text.
+    return float(text) if isinstance(value, str) and EXPONENT.fullmatch(text.strip()) else value

@@ -175,7 +175,7 @@ def _run(catalog: Catalog, step: Step, place: StepPlace) -> StepOutcome:
             if phase == "plan":
                 say(_plan_text(numbers))
             elif "step" in numbers and "steps" in numbers:
-                line.update(_phase_text(phase, numbers), int(numbers["step"]), int(numbers["steps"]))
+                line.update(phase, int(numbers["step"]), int(numbers["steps"]), _losses_text(numbers))
 
         return run_plan(catalog, plan, replace(place, report=report))
 
@@ -213,13 +213,9 @@ def _plan_text(numbers: Mapping[str, float]) -> str:
     return "\n".join(rows)
 
 
-def _phase_text(phase: str, numbers: Mapping[str, float]) -> str:
-    shown = [
-        f"{label} {numbers[key]:.3g}"
-        for key, label in (("loss", "loss"), ("validation_loss", "validation"), ("learning_rate", "rate"))
-        if key in numbers
-    ]
-    return f"{phase} {', '.join(shown)}".strip()
+def _losses_text(numbers: Mapping[str, float]) -> str:
+    shown = (("loss", "loss"), ("validation_loss", "validation"), ("learning_rate", "rate"))
+    return ", ".join(f"{label} {numbers[key]:.3g}" for key, label in shown if key in numbers)
 
 
 def _preview(catalog: Catalog, steps: Sequence[Step], place: StepPlace, *, as_json: bool) -> None:

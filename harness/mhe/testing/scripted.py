@@ -12,8 +12,9 @@ from pydantic import ConfigDict, Field
 
 from mhe.digests import digest_of
 from mhe.documents.base import Part
-from mhe.errors import ErrorKind, ModelUnusableError, SampleError
+from mhe.errors import ErrorKind, ModelUnusableError, SampleError, UserError
 from mhe.images import open_image
+from mhe.predictions import read_predictions
 from mhe.values import BackendDescription, Failure, Fingerprint, Response
 
 if TYPE_CHECKING:
@@ -149,17 +150,17 @@ class ScriptedBackend:
 
 def _read_answers(path: Path) -> dict[str, str]:
     try:
-        text = path.read_text(encoding="utf-8")
-        try:
-            whole = json.loads(text)
-        except json.JSONDecodeError:
-            whole = None
-        if isinstance(whole, dict) and "prediction" not in whole:
-            return {str(name): str(answer) for name, answer in whole.items()}
-        lines = [json.loads(line) for line in text.split("\n") if line.strip()]
-        return {str(line["id"]): str(line["prediction"]) for line in lines}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # Lines, or a file that cannot be read: told apart below.
+        whole = None
+    is_line = isinstance(whole, dict) and set(whole) == {"id", "prediction"}
+    if isinstance(whole, dict) and whole and not is_line and all(isinstance(text, str) for text in whole.values()):
+        return whole
+    try:
+        return {line.id: line.text for line in read_predictions(path)}
+    except UserError as error:
         raise ModelUnusableError(
-            f"answers_file {path}: {type(error).__name__}: {error}. Write one JSON object by sample id, or lines "
+            f"answers_file: {error}\nWrite one JSON object of sample ids to texts, or lines "
             '{"id": …, "prediction": …}.'
         ) from None
