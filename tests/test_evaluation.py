@@ -276,7 +276,7 @@ def test_show_runs_and_show_run(tmp_path):
     listed = mhe("show", "runs", "--json", cwd=tmp_path).document["runs"]
     assert [row["folder"] for row in listed] == [run["folder"]]
     assert "95 % interval" in mhe("show", "run", run["folder"], cwd=tmp_path).out
-    assert mhe("show", "run", run["folder"], "--json", cwd=tmp_path).document["run_key"] == run["run_key"]
+    assert mhe("show", "run", run["folder"], "--json", cwd=tmp_path).document["run"]["run_key"] == run["run_key"]
     missing = mhe("show", "run", "nowhere", cwd=tmp_path)
     assert missing.code == 2
     assert "mhe show runs" in missing.err

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mhe_hf.conversations import render_prompt
     from mhe_hf.loading import load_model, load_processor
     from mhe_hf.options import HfOptions
+    from mhe_hf.threads import let_waiting_threads_sleep
     from mhe_hf.training_inputs import collate_training
 
 _HOMES = {
@@ -36,6 +37,7 @@ _HOMES = {
     "mhe_hf.conversations": ("render_prompt",),
     "mhe_hf.loading": ("load_model", "load_processor"),
     "mhe_hf.options": ("HfOptions",),
+    "mhe_hf.threads": ("let_waiting_threads_sleep",),
     "mhe_hf.training_inputs": ("collate_training",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -48,6 +50,7 @@ __all__ = [
     "HfOptions",
     "architecture_of",
     "collate_training",
+    "let_waiting_threads_sleep",
     "load_model",
     "load_processor",
     "module_names",

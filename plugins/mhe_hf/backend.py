@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from mhe import BackendDescription, Failure, Response
 from mhe_hf.locations import find_location, fingerprint_of
 from mhe_hf.options import HfOptions
+from mhe_hf.threads import let_waiting_threads_sleep
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -71,6 +72,7 @@ class HfBackend:
     def load(self) -> None:
         """Imports torch and transformers, and brings the weights to the device."""
         described = self.describe()
+        let_waiting_threads_sleep()
         import torch
         from transformers.utils import logging
 

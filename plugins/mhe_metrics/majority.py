@@ -46,7 +46,7 @@ class MajorityBackend:
         self._answers: dict[str, str] = {}
 
     def describe(self) -> BackendDescription:
-        """The fingerprint is the digest of the table of answers.
+        """The fingerprint is that of the rule; the table of answers is part of the run key.
 
         Raises `ModelUnusableError` for a group that no training sample has, and what reading the split raises.
         """
@@ -54,8 +54,9 @@ class MajorityBackend:
         return BackendDescription(
             name="majority",
             version=VERSION,
-            fingerprint=Fingerprint(digest=digest_of(self._answers), verified=True),
-            key_options={"by": self._by},
+            fingerprint=Fingerprint(digest=digest_of(["majority", VERSION, self._by]), verified=True),
+            # The table belongs to a task's training split: the same baseline has another one on another task.
+            key_options={"by": self._by, "answers": digest_of(self._answers)},
             device="cpu",
             parameters=0,
         )

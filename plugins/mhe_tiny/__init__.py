@@ -27,7 +27,7 @@ def register_models() -> Sequence[ModelSpec]:
         ModelSpec(
             name="tiny-llava",
             backend="hf",
-            location=str(MODELS / "tiny-llava"),
+            location="package:mhe_tiny/models/tiny-llava",
             summary="LLaVA's classes at 1.6 million parameters, trained on phantoms; knows nothing of medicine",
             licence="Apache-2.0",
         )

@@ -6,12 +6,12 @@ With the same versions, processor and number of threads, equal seeds give equal 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from mhe_hf import let_waiting_threads_sleep
 from mhe_tiny.build import BUILDERS
 
 VISION_STEPS = 500
@@ -22,8 +22,7 @@ STREAMS_A_SEED = 1024
 
 def train_folder(name: str, folder: Path, *, seed: int, vision_steps: int, steps: int, threads: int) -> None:
     """Build, train and save a small model."""
-    # Threads that spin while they wait cost a factor of five where another process wants the core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    let_waiting_threads_sleep()
     import torch
 
     from mhe_tiny.build import build

@@ -15,6 +15,9 @@ __all__ = ["register_recipes"]
 
 
 def _load_full() -> RecipeFactory:
+    from mhe_hf import let_waiting_threads_sleep
+
+    let_waiting_threads_sleep()
     from mhe_tune.full import FullRecipe
 
     return FullRecipe

@@ -13,6 +13,7 @@ from mhe.digests import digest_of, file_digest
 from mhe.documents.run import RunRecord
 from mhe.errors import DocumentError, ModelUnusableError
 from mhe.fingerprints import fingerprint_folder
+from mhe.model_names import resolve_location
 from mhe.run_folder import safe_name
 
 if TYPE_CHECKING:
@@ -168,8 +169,12 @@ def check_weights(record: RunRecord) -> WeightsCheck:
         return "unverified"
     if not model.files:
         return "hub commit" if model.revision or "/" in model.location else "no weights"
-    place = Path(model.location)
-    if not place.is_absolute() or not place.is_dir():
+    try:
+        place = Path(resolve_location(model.location))
+    except ModelUnusableError:
+        # The package that holds the weights is not installed on this machine.
+        return "not here"
+    if not place.is_dir():
         return "not here"
     changed = _changed_files(record, place)
     if changed is None:
