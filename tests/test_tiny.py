@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -55,7 +54,8 @@ def packaged():
 def test_the_registered_models_lie_in_the_package():
     specs = register_models()
     assert [spec.name for spec in specs] == ["tiny-llava"]
-    assert all((Path(spec.location) / WEIGHTS).is_file() for spec in specs)
+    assert [spec.location for spec in specs] == ["package:mhe_tiny/models/tiny-llava"]
+    assert (PACKAGED / WEIGHTS).is_file()
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -40,6 +40,7 @@ class MajorityBackend:
     Options = MajorityOptions
 
     def __init__(self, model: ModelSpec, options: MajorityOptions, context: BackendContext) -> None:
+        self._rule = options.by
         self._by = options.by
         self._context = context
         self._name = model.name
@@ -54,8 +55,8 @@ class MajorityBackend:
         return BackendDescription(
             name="majority",
             version=VERSION,
-            fingerprint=Fingerprint(digest=digest_of(["majority", VERSION, self._by]), verified=True),
-            # The table belongs to a task's training split: the same baseline has another one on another task.
+            fingerprint=Fingerprint(digest=digest_of(["majority", VERSION, self._rule]), verified=True),
+            # What `auto` comes to, and the table, belong to a task: the baseline is the same one on another task.
             key_options={"by": self._by, "answers": digest_of(self._answers)},
             device="cpu",
             parameters=0,
