@@ -20,7 +20,7 @@ from mhe.documents.run import BackendRecord, Counts, MetricRecord, ModelRecord, 
 from mhe.efficiency import measure_efficiency
 from mhe.environment import describe_code, describe_environment
 from mhe.errors import StorageError
-from mhe.model_names import resolve_location
+from mhe.model_names import recorded_location
 from mhe.run_folder import locked
 from mhe.scoring import score_cases
 from mhe.values import Case
@@ -280,7 +280,7 @@ def _model_record(plan: RunPlan, description: BackendDescription) -> ModelRecord
     model, fingerprint = plan.model, description.fingerprint
     return ModelRecord(
         name=model.name,
-        location=_recorded_location(plan),
+        location=recorded_location(plan.catalog, model),
         revision=model.revision,
         fingerprint=fingerprint.digest,
         verified=fingerprint.verified,
@@ -292,14 +292,6 @@ def _model_record(plan: RunPlan, description: BackendDescription) -> ModelRecord
         bytes_on_disk=fingerprint.bytes_on_disk,
         bits_per_weight=description.bits_per_weight,
     )
-
-
-def _recorded_location(plan: RunPlan) -> str:
-    """As it is registered where it is (`package:…` is the same on every machine), else the folder or hub id in use."""
-    registered = plan.catalog.models.get(plan.model.name)
-    if registered is not None and resolve_location(registered.location) == plan.model.location:
-        return registered.location
-    return plan.model.location
 
 
 def _backend_record(plan: RunPlan, description: BackendDescription) -> BackendRecord:

@@ -62,6 +62,16 @@ def _find(name: str, catalog: Catalog, checkpoints_dir: Path | None) -> ModelSpe
     )
 
 
+def recorded_location(catalog: Catalog, spec: ModelSpec) -> str:
+    """Where a resolved model lies, for a record: as it is registered where it is, for `package:…` is the same on
+    every machine; else the folder or hub id in use.
+    """
+    registered = catalog.models.get(spec.name)
+    if registered is not None and resolve_location(registered.location) == spec.location:
+        return registered.location
+    return spec.location
+
+
 def resolve_location(location: str) -> str:
     """A `package:module/path` location as the folder inside the installed package; others as they are."""
     if not location.startswith(PACKAGE_PREFIX):

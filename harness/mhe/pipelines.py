@@ -35,6 +35,7 @@ from mhe.checkpoints import (
 from mhe.digests import cache_dir, digest_of
 from mhe.documents.base import problems_of
 from mhe.errors import BusyError, DocumentError, StorageError, UserError
+from mhe.model_names import recorded_location
 from mhe.protocols import BackendContext, InputModel, RecipeJob
 from mhe.provenance import describe_step
 from mhe.run_folder import locked, write_atomically
@@ -293,6 +294,7 @@ def _run_locked(catalog: Catalog, plan: StepPlan, place: StepPlace, work: Path) 
         recipe=plan.recipe,
         options=plan.options,
         base=plan.base,
+        base_location=recorded_location(catalog, plan.base.spec),
         data=plan.data,
         result=result,
         command=place.command,
