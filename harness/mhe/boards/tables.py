@@ -151,7 +151,8 @@ def _panels(task: BoardTask, rows: Sequence[Row], *, higher: bool) -> list[Panel
             spent, quality = row.costs[cost].value, row.cells[task.primary].value
             # A baseline that costs nothing would stand on every front and stretch every axis.
             if spent and quality is not None and row.entrant.kind != "baseline":
-                points.append(Point(row.entrant.name, spent, quality))
+                # Three digits, as the table shows: a few bytes of configuration are no difference in size.
+                points.append(Point(row.entrant.name, float(f"{spent:.3g}"), quality))
         if points:
             found.append(Panel(cost, tuple(points), front_of(points, higher_is_better=higher)))
     return found
