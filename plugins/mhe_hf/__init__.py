@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mhe_hf.conversations import render_prompt
     from mhe_hf.loading import load_model, load_processor
     from mhe_hf.options import HfOptions
+    from mhe_hf.saving import save_published
     from mhe_hf.threads import let_waiting_threads_sleep
     from mhe_hf.training_inputs import collate_training
 
@@ -37,6 +38,7 @@ _HOMES = {
     "mhe_hf.conversations": ("render_prompt",),
     "mhe_hf.loading": ("load_model", "load_processor"),
     "mhe_hf.options": ("HfOptions",),
+    "mhe_hf.saving": ("save_published",),
     "mhe_hf.threads": ("let_waiting_threads_sleep",),
     "mhe_hf.training_inputs": ("collate_training",),
 }
@@ -57,6 +59,7 @@ __all__ = [
     "module_of",
     "module_parameters",
     "render_prompt",
+    "save_published",
 ]
 
 

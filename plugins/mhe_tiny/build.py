@@ -56,14 +56,14 @@ def build_folder(name: str, folder: Path, seed: int = 0) -> Path:
     """Write a random twin in the published format and return its folder."""
     import torch
 
-    from mhe_tiny.folders import save_model
+    from mhe_hf import save_published
 
     model, processor = build(name, seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(SPREAD)
-    save_model(model, processor, folder)
+    save_published(model, processor, folder)
     return folder
 
 

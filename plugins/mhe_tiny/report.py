@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mhe import Sample, file_digest, open_image, read_samples
-from mhe_tiny.folders import WEIGHTS
 from mhe_tiny.lessons import CAPTIONS, QUESTIONS, read_prompts
 from mhe_tiny.turns import render_turn
 
@@ -122,7 +121,7 @@ def _head(folder: Path, command: str, parameters: int) -> list[str]:
         "Licence: Apache-2.0, weights included.",
         "",
         f"- Made by `{command}` (`make tiny-models`), which writes this page as `python -m mhe_tiny.report` does.",
-        f"- SHA-256 of `{WEIGHTS}`: `{file_digest(folder / WEIGHTS)}`",
+        f"- SHA-256 of `model.safetensors`: `{file_digest(folder / 'model.safetensors')}`",
         "- Trained on streams of the phantom tasks' train split, each image seen once; scored on their test splits.",
         "- Another processor or another version of torch may give other weights from the same seed, of like scores.",
         "",

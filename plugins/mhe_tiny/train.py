@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mhe_hf import let_waiting_threads_sleep
+from mhe_hf import let_waiting_threads_sleep, save_published
 from mhe_tiny.build import BUILDERS
 
 VISION_STEPS = 500
@@ -26,7 +26,6 @@ def train_folder(name: str, folder: Path, *, seed: int, vision_steps: int, steps
     import torch
 
     from mhe_tiny.build import build
-    from mhe_tiny.folders import save_model
     from mhe_tiny.lessons import stream_lessons
     from mhe_tiny.training import Course, Plan, train
 
@@ -41,7 +40,7 @@ def train_folder(name: str, folder: Path, *, seed: int, vision_steps: int, steps
 
     plan = Plan(vision_steps=vision_steps, steps=steps)
     train(Course(model, processor, stream_lessons(1 + seed * STREAMS_A_SEED), plan, report))
-    save_model(model, processor, folder)
+    save_published(model, processor, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,13 +19,14 @@ import resource
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, cast
+
+from pydantic import Field
 
 from mhe import RecipeResult, UserError
-from mhe_hf import HfOptions, load_model
+from mhe_hf import HfOptions, load_model, save_published
 from mhe_tune.modules import Treatment, set_trainable
 from mhe_tune.options import TrainingOptions
-from mhe_tune.saving import save_published
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -48,7 +49,7 @@ class FullOptions(TrainingOptions):
     vision: Treatment = "full"
     fusion: Treatment = "full"
     language: Treatment = "full"
-    questions_per_row: int = 1
+    questions_per_row: Annotated[int, Field(ge=1)] = 1
     """Questions of one image that share a sequence, so that the image is seen once for all of them."""
 
 

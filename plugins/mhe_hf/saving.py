@@ -19,7 +19,9 @@ _CLIP_NAMES = ((r"^(model\.)?vision_tower\.(?!vision_model\.)", r"\1vision_tower
 PUBLISHED_NAMES: Mapping[str, tuple[tuple[str, str], ...]] = {"llava": _CLIP_NAMES, "llava_next": _CLIP_NAMES}
 
 
-def save_published(model: PreTrainedModel, processor: ProcessorMixin, folder: Path, dtype: torch.dtype | None) -> None:
+def save_published(
+    model: PreTrainedModel, processor: ProcessorMixin, folder: Path, dtype: torch.dtype | None = None
+) -> None:
     """Write weights as safetensors in the published key names, configuration, tokenizer and processor.
 
     `dtype` is that of the checkpoint the training started from: what was frozen comes back bit for bit.
@@ -32,6 +34,9 @@ def save_published(model: PreTrainedModel, processor: ProcessorMixin, folder: Pa
     vision = getattr(model.config, "vision_config", None)
     if rules and getattr(vision, "model_type", "") == "clip_vision_model":
         _rename(folder, rules)
+    for path in folder.glob("*.safetensors"):
+        # The library writes weights for the owner alone; a model is there to be read.
+        path.chmod(0o644)
 
 
 def _rename(folder: Path, rules: tuple[tuple[str, str], ...]) -> None:
