@@ -14,12 +14,22 @@ if TYPE_CHECKING:
 
 RESUMED = "the run was resumed; its parts ran in different processes"
 NOT_TOLD = "the backend does not tell"
+SHARED = "another model ran in the same process; evaluate this one alone to measure it"
 
 
-def peak_host_bytes() -> int:
-    """The most memory this process has held, in bytes."""
+_models_of_this_process: set[str] = set()
+
+
+def peak_host_bytes(model: str) -> int | None:
+    """The most memory this process has held, in bytes; None where it has held another model than this one as well.
+
+    `model` is a fingerprint. The system keeps one peak for the life of a process, whoever reached it.
+    """
     import resource
 
+    _models_of_this_process.add(model)
+    if len(_models_of_this_process) > 1:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -81,7 +91,7 @@ def measure_efficiency(
         latency_p50=known("latency_p50", percentile(latencies, 0.5), NOT_TOLD),
         latency_p95=known("latency_p95", percentile(latencies, 0.95), NOT_TOLD),
         first_token_p50=known("first_token_p50", percentile(firsts, 0.5), NOT_TOLD),
-        peak_host_bytes=peak_host_bytes(),
+        peak_host_bytes=_whole(known("peak_host_bytes", peak_host_bytes(description.fingerprint.digest), SHARED)),
         peak_device_bytes=_whole(known("peak_device_bytes", usage.get("peak_device_bytes"), "no device memory in use")),
         energy_joules=known("energy_joules", usage.get("energy_joules"), NOT_TOLD),
         reasons=reasons,
