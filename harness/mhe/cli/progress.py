@@ -25,6 +25,7 @@ class ProgressLine:
         self._phase = ""
         self._start = time.monotonic()
         self._first = 0
+        self._is_moving = False
         self._last_line = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -37,7 +38,10 @@ class ProgressLine:
     def update(self, phase: str, done: int, total: int, note: str = "") -> None:
         """Tell how far a phase is; `note` is shown behind its name."""
         if phase != self._phase:
-            self._phase, self._start, self._first = phase, time.monotonic(), done
+            self._phase, self._start, self._first, self._is_moving = phase, time.monotonic(), done, False
+        elif not self._is_moving and done > self._first:
+            # The clock of the rate starts at the first step: what came before was loading.
+            self._start, self._first, self._is_moving = time.monotonic(), done, True
         shown = f"{phase}, {note}" if note else phase
         if sys.stderr.isatty():
             self._draw(shown, done, total)
