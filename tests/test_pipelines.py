@@ -238,7 +238,7 @@ def test_a_dry_run_writes_nothing(catalog, base, place):
 def test_all_bad_options_at_once_with_suggestions(catalog, base, place):
     with pytest.raises(DocumentError) as caught:
         plan_step(catalog, step(base, settings={"strenght": 1, "strength": -1}), place)
-    assert "strenght: no such option. Did you mean strength?" in str(caught.value)
+    assert "strenght: no such key. Did you mean strength?" in str(caught.value)
     assert "strength: Input should be greater than 0 (found -1)" in str(caught.value)
 
 

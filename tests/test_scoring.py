@@ -338,7 +338,7 @@ def test_options_reach_the_metric_and_the_record():
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"metric_options": {"accuracy": {"n": 1}}}, UserError, "'accuracy'.*n: no such key.*it has none"),
+        ({"metric_options": {"accuracy": {"n": 1}}}, UserError, r"(?s)'accuracy'.*n: no such key.*options: none"),
         ({"metrics": ["length"], "metric_options": {"length": {"unt": 1}}}, UserError, "Known options: unit"),
         ({"metric_options": {"bleu": {}}}, UserError, "not asked for"),
         ({"metric_options": {"blue": {}}}, UnknownNameError, "Did you mean 'bleu'"),

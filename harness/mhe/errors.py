@@ -63,14 +63,15 @@ class UnknownNameError(UserError):
 class DocumentError(UserError):
     """All problems of one file.
 
-    `problems` are ready to print, each with its line where one is known.
+    `problems` are ready to print, each with its line where one is known; `hint` stands below them.
     """
 
-    def __init__(self, place: str, problems: Sequence[str]) -> None:
+    def __init__(self, place: str, problems: Sequence[str], hint: str = "") -> None:
         self.place = place
         self.problems = list(problems)
         noun = "problem" if len(self.problems) == 1 else "problems"
-        super().__init__(f"{place}: {len(self.problems)} {noun}\n" + "\n".join(f"  {p}" for p in self.problems))
+        lines = [f"{place}: {len(self.problems)} {noun}", *(f"  {problem}" for problem in self.problems)]
+        super().__init__("\n".join([*lines, hint] if hint else lines))
 
 
 class DataMissingError(UserError):

@@ -9,7 +9,6 @@ A pipeline calls `run_step` for each of its steps, with the model of the one bef
 
 from __future__ import annotations
 
-import difflib
 import errno
 import json
 import shutil
@@ -17,8 +16,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-
-from pydantic import ValidationError
 
 from mhe.checkpoints import (
     WORK_FOLDER,
@@ -33,8 +30,8 @@ from mhe.checkpoints import (
     write_checkpoint,
 )
 from mhe.digests import cache_dir, digest_of
-from mhe.documents.base import problems_of
-from mhe.errors import BusyError, DocumentError, StorageError, UserError
+from mhe.documents.base import parse_options
+from mhe.errors import BusyError, StorageError, UserError
 from mhe.model_names import recorded_location
 from mhe.protocols import BackendContext, InputModel, RecipeJob
 from mhe.provenance import describe_step
@@ -148,19 +145,7 @@ def plan_step(catalog: Catalog, step: Step, place: StepPlace) -> StepPlan:
 
 def validate_options(name: str, factory: RecipeFactory, settings: Mapping[str, object]) -> BaseModel:
     """The recipe's options. Raises `DocumentError` with every problem, and suggestions for unknown keys."""
-    known = list(factory.Options.model_fields)
-    problems = []
-    for key in settings:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            problems.append(f"{key}: no such option." + (f" Did you mean {close[0]}?" if close else ""))
-    try:
-        options = factory.Options.model_validate({key: value for key, value in settings.items() if key in known})
-    except ValidationError as error:
-        raise DocumentError(f"options of recipe {name}", [*problems, *problems_of(error)]) from None
-    if problems:
-        raise DocumentError(f"options of recipe {name}", [*problems, f"known options: {', '.join(sorted(known))}"])
-    return options
+    return parse_options(factory.Options, settings, f"options of recipe {name}")
 
 
 def _binding_options(options: BaseModel) -> dict[str, object]:
@@ -179,10 +164,7 @@ def _input_model(catalog: Catalog, spec: ModelSpec, place: StepPlace) -> InputMo
     def training_samples() -> Sequence[Sample]:
         raise UserError(f"model {spec.name} (backend {spec.backend}) has no weights: a recipe cannot start from it.")
 
-    try:
-        options = factory.Options.model_validate(spec.options)
-    except ValidationError as error:
-        raise DocumentError(f"options of model {spec.name}", problems_of(error)) from None
+    options = parse_options(factory.Options, spec.options, f"options of model {spec.name}")
     context = BackendContext(offline=place.offline, cache_dir=cache_dir(), training_samples=training_samples)
     fingerprint = factory(spec, options, context).describe().fingerprint
     return InputModel(spec=spec, fingerprint=fingerprint.digest)

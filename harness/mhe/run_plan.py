@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from mhe.digests import cache_dir
-from mhe.documents.base import problems_of
-from mhe.errors import DocumentError
+from mhe.documents.base import parse_options
 from mhe.prompting import build_request
 from mhe.protocols import BackendContext
 from mhe.run_folder import RunFolder
@@ -115,22 +112,15 @@ def plan_run(catalog: Catalog, model: ModelSpec, task: TaskSpec, options: RunOpt
 
 
 def _override(generation: Generation, changes: Mapping[str, object]) -> Generation:
-    try:
-        return type(generation).model_validate({**generation.model_dump(), **changes})
-    except ValidationError as error:
-        raise DocumentError("--set generation", problems_of(error)) from None
+    return parse_options(type(generation), {**generation.model_dump(), **changes}, "--set generation")
 
 
 def _backend_opener(
     catalog: Catalog, model: ModelSpec, task: TaskSpec, options: RunOptions
 ) -> Callable[[], ModelBackend]:
     factory = catalog.backend(model.backend)
-    try:
-        chosen = factory.Options.model_validate({**model.options, **options.backend_options})
-    except ValidationError as error:
-        known = ", ".join(sorted(factory.Options.model_fields))
-        problems = [*problems_of(error), f"options of backend {model.backend}: {known}"]
-        raise DocumentError(f"--set backend (backend {model.backend})", problems) from None
+    settings = {**model.options, **options.backend_options}
+    chosen = parse_options(factory.Options, settings, f"--set backend (options of backend {model.backend})")
 
     def training_samples() -> Sequence[Sample]:
         found = load_samples(

@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from mhe.digests import digest_of
-from mhe.documents.base import problems_of
+from mhe.documents.base import parse_options
 from mhe.documents.run import DataRecord
 from mhe.errors import DocumentError, UnknownNameError, UserError
 from mhe.protocols import ReadContext
@@ -61,10 +59,7 @@ def open_reader(catalog: Catalog, task: TaskSpec, options: Mapping[str, object] 
     """The task's reader with its options. Raises `DocumentError` for options that the reader does not know."""
     factory = catalog.reader(task.reader.name)
     chosen = {**task.reader.options, **(options or {})}
-    try:
-        return factory(factory.Options.model_validate(chosen))
-    except ValidationError as error:
-        raise DocumentError(f"task {task.name}, reader.options", problems_of(error)) from None
+    return factory(parse_options(factory.Options, chosen, f"task {task.name}, reader.options"))
 
 
 def load_samples(

@@ -19,11 +19,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from mhe.digests import cache_dir as default_cache_dir
 from mhe.digests import digest_of
-from mhe.documents.base import problems_of
+from mhe.documents.base import parse_options
 from mhe.documents.run import MetricRecord, ScoreRecord
 from mhe.errors import MetricUnavailableError, MheError, UserError
 from mhe.protocols import AnswerProfile, MetricContext
@@ -160,12 +158,7 @@ def _choose(
 
 
 def _open(name: str, factory: MetricFactory, options: Mapping[str, object], context: MetricContext) -> _Entry:
-    try:
-        checked = factory.Options.model_validate(dict(options))
-    except ValidationError as error:
-        known = ", ".join(sorted(factory.Options.model_fields)) or "it has none"
-        problems = "; ".join(problems_of(error))
-        raise UserError(f"options of metric {name!r}: {problems}. Known options: {known}.") from None
+    checked = parse_options(factory.Options, options, f"options of metric {name!r}")
     return _Entry(factory(checked, context), checked)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-IMAGE_TOKEN = "<image>"  # noqa: S105 - a placeholder in prompts, no secret
+IMAGE_TOKEN = "<image>"  # noqa: S105 - stands for an image in prompts, no secret
 CONTROL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>", IMAGE_TOKEN)
 CONTEXT = 2048
 

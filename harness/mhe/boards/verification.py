@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from mhe.digests import cache_dir
-from mhe.documents.base import problems_of
+from mhe.documents.base import parse_options
 from mhe.errors import MheError, UserError
 from mhe.protocols import MetricContext
 from mhe.statistics import bootstrap_weights, intervals, unit_sums
@@ -40,10 +38,7 @@ class MetricShelf:
         key = f"{name} {version} {sorted(options.items(), key=str)}"
         if key not in self._metrics:
             factory = self._catalog.metric(name)
-            try:
-                chosen = factory.Options.model_validate(dict(options))
-            except ValidationError as error:
-                raise UserError(f"metric {name!r}: options of the entry: {'; '.join(problems_of(error))}") from None
+            chosen = parse_options(factory.Options, options, f"options of metric {name!r} in the entry")
             metric = factory(chosen, MetricContext(cache_dir=cache_dir()))
             if metric.version != version:
                 raise UserError(

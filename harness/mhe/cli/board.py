@@ -12,7 +12,7 @@ import click
 from mhe.cli.completion import complete_profile, complete_task
 from mhe.cli.main import catalog_of, say
 from mhe.documents.board import EntrantKind
-from mhe.errors import DataMissingError, DocumentError, UserError
+from mhe.errors import DataMissingError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -185,19 +185,15 @@ def _pin_task(
     settings: Sequence[str],
     data_dir: Path | None,
 ) -> BoardTask:
-    from pydantic import ValidationError
-
     from mhe.boards.pinning import pin_task
     from mhe.cli.settings import parse_settings
-    from mhe.documents.base import problems_of
+    from mhe.documents.base import parse_options
     from mhe.samples import load_samples
 
     task = catalog.task(name)
     changes = parse_settings(settings, ["generation"])["generation"]
-    try:
-        generation = type(task.generation).model_validate({**task.generation.model_dump(), **changes})
-    except ValidationError as error:
-        raise DocumentError("--set generation", problems_of(error)) from None
+    kept = task.generation.model_dump()
+    generation = parse_options(type(task.generation), {**kept, **changes}, "--set generation")
     digest = None
     try:
         found = load_samples(catalog, task, split=split, limit=limit, data_dir=data_dir, offline=True)

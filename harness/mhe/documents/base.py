@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self
+import difflib
+from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -10,7 +11,10 @@ from mhe.documents.migrations import migrate
 from mhe.errors import DocumentError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+P = TypeVar("P", bound=BaseModel)
 
 
 class Part(BaseModel):
@@ -51,6 +55,23 @@ class Document(Part):
     def to_json(self) -> str:
         """The document as it is written: sorted by declaration, two blanks, a final newline."""
         return self.model_dump_json(indent=2) + "\n"
+
+
+def parse_options(kind: type[P], settings: Mapping[str, object], place: str) -> P:
+    """Options of a plugin from what a user or a document says.
+
+    Raises `DocumentError` with every problem at once, a suggestion for each mistyped name, and all names.
+    """
+    try:
+        return kind.model_validate(dict(settings))
+    except ValidationError as error:
+        known = sorted(kind.model_fields)
+        problems = []
+        for item, text in zip(error.errors(), problems_of(error), strict=True):
+            name = str(item["loc"][-1]) if item["loc"] else ""
+            close = difflib.get_close_matches(name, known, n=1) if item["type"] == "extra_forbidden" else []
+            problems.append(f"{text}. Did you mean {close[0]}?" if close else text)
+        raise DocumentError(place, problems, hint=f"Known options: {', '.join(known) or 'none'}.") from None
 
 
 def problems_of(error: ValidationError) -> list[str]:
