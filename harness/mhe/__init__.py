@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         TrainingExample,
     )
     from mhe.samples import SampleSet, read_samples
+    from mhe.text_pairs import score
     from mhe.values import (
         Architecture,
         BackendDescription,
@@ -120,6 +121,7 @@ _HOMES = {
         "TrainingExample",
     ),
     "mhe.samples": ("SampleSet", "read_samples"),
+    "mhe.text_pairs": ("score",),
     "mhe.values": (
         "Architecture",
         "BackendDescription",
@@ -206,6 +208,7 @@ __all__ = [
     "open_catalog",
     "open_image",
     "read_samples",
+    "score",
 ]
 
 

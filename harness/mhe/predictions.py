@@ -1,4 +1,4 @@
-"""Predictions made elsewhere: JSON lines joined to samples by id, never by position, all problems at once."""
+"""Predictions made elsewhere: joined to samples by id, never by position, all problems at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mhe.answers import extract_answer
-from mhe.errors import DocumentError, UserError
+from mhe.errors import DocumentError
+from mhe.text_rows import BadRowError, Row, names_of, parse_rows, row_id, shortened
 from mhe.values import Case
 
 if TYPE_CHECKING:
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mhe.samples import SampleSet
+    from mhe.values import Sample
 
-SHOWN = 10
-"""Ids listed of each problem; the rest is counted."""
+COLUMNS = {"id": ("id",), "prediction": ("prediction", "caption")}
+"""What a table of predictions has; `ID,Caption` is ImageCLEF's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,61 +32,26 @@ class Prediction:
     text: str
 
 
-class _BadLineError(Exception):
-    """Why a line is no prediction."""
-
-
 def read_predictions(path: Path) -> list[Prediction]:
-    """The lines `{"id": …, "prediction": …}` of a file, in order; blank lines and other keys are passed over.
+    """The predictions of a file, in order; blank lines and other fields are passed over.
 
-    An id may be written as a whole number. Raises `UserError` for a file that cannot be read and `DocumentError`
-    with every line that is not a prediction.
+    JSON lines `{"id": …, "prediction": …}`, or a table (`.csv`, `.tsv`) with the columns `id` and `prediction` or
+    ImageCLEF's `ID,Caption`, where an empty field is an empty answer. An id may be written as a whole number. Raises
+    `UserError` for a file that cannot be read and `DocumentError` with every line that is not a prediction.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    found, problems = [], []
-    # Lines end at \n alone: a text may hold U+2028 and the like.
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            found.append(_prediction(number, line))
-        except _BadLineError as error:
-            problems.append(f"line {number}: {error}")
-    if problems:
-        raise DocumentError(str(path), _shortened(problems, "more lines of this kind"))
-    if not found:
-        raise DocumentError(str(path), ['no predictions: expected lines {"id": …, "prediction": …}'])
-    return found
+    expected = 'no predictions: expected lines {"id": …, "prediction": …}, in .csv and .tsv a header and rows'
+    return parse_rows(path, _prediction, columns=COLUMNS, expected=expected)
 
 
-def _prediction(number: int, line: bytes) -> Prediction:
-    try:
-        content = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise _BadLineError(f"not UTF-8 ({error.reason} at byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise _BadLineError(f"not JSON ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise _BadLineError("not a prediction (nested too deeply)") from None
-    if not isinstance(content, dict):
-        raise _BadLineError(f"expected an object with `id` and `prediction`, found {type(content).__name__}")
-    missing = [name for name in ("id", "prediction") if name not in content]
+def _prediction(row: Row) -> Prediction:
+    missing = [name for name in ("id", "prediction") if name not in row.fields]
     if missing:
-        raise _BadLineError(f"no {' and no '.join(f'`{name}`' for name in missing)}; it has: {_names(content)}")
-    name, text = content["id"], content["prediction"]
-    if isinstance(name, bool) or not isinstance(name, (str, int)):
-        raise _BadLineError(f"`id` must be a text or a whole number, found {json.dumps(name)[:40]}")
+        raise BadRowError(f"no {' and no '.join(f'`{name}`' for name in missing)}; it has: {names_of(row.fields)}")
+    name, text = row_id(row), row.fields["prediction"]
     if not isinstance(text, str):
         hint = "; leave out what has no answer and pass --allow-partial" if text is None else ""
-        raise _BadLineError(f"`prediction` must be a text, found {json.dumps(text)[:40]}{hint}")
-    return Prediction(number, str(name), text)
-
-
-def _names(content: dict[str, object]) -> str:
-    return ", ".join(f"`{name[:30]}`" for name in list(content)[:SHOWN]) or "nothing"
+        raise BadRowError(f"`prediction` must be a text, found {json.dumps(text)[:40]}{hint}")
+    return Prediction(row.line, name, text)
 
 
 def join_predictions(
@@ -94,33 +61,44 @@ def join_predictions(
 
     Raises `DocumentError` listing unknown and doubled ids, and missing ones unless `allow_partial`.
     """
+    limit = f", first {data.record.limit}" if data.record.limit else ""
+    where = f"{data.task.name}, split {data.split}{limit}"
+    pairs, problems = pair_by_id(predictions, data.samples, where=where, allow_partial=allow_partial)
+    if problems:
+        raise DocumentError(str(path), problems)
+    return [Case(sample, extract_answer(data.task.answer, text)) for sample, text in pairs]
+
+
+def pair_by_id(
+    predictions: Sequence[Prediction], samples: Sequence[Sample], *, where: str, allow_partial: bool
+) -> tuple[list[tuple[Sample, str]], list[str]]:
+    """Each answered sample with its text, in the order of the samples; and all problems of the ids.
+
+    `where` names the place of the samples in messages.
+    """
     lines: dict[str, list[Prediction]] = defaultdict(list)
     for prediction in predictions:
         lines[prediction.id].append(prediction)
-    known = {sample.id for sample in data.samples}
-    problems = []
-    if doubled := [
-        f"{name!r} (lines {_and(p.line for p in group)})" for name, group in lines.items() if len(group) > 1
-    ]:
-        problems.append(f"{_count(doubled, 'id')} more than once: {_list(doubled)}")
+    known = {sample.id for sample in samples}
+    problems = doubled_ids((prediction.id, prediction.line) for prediction in predictions)
     if unknown := [f"{name!r} (line {group[0].line})" for name, group in lines.items() if name not in known]:
-        problems.append(
-            f"{_count(unknown, 'id')} not in {data.task.name}, split {data.split}"
-            f"{f', first {data.record.limit}' if data.record.limit else ''}: {_list(unknown)}"
-        )
-    missing = [repr(sample.id) for sample in data.samples if sample.id not in lines]
+        problems.append(f"{_count(unknown, 'id')} not in {where}: {_list(unknown)}")
+    missing = [repr(sample.id) for sample in samples if sample.id not in lines]
     if missing and not allow_partial:
         problems.append(
             f"{_count(missing, 'sample')} without a prediction: {_list(missing)}. "
             "Pass --allow-partial to score what is there."
         )
-    if problems:
-        raise DocumentError(str(path), problems)
-    return [
-        Case(sample, extract_answer(data.task.answer, lines[sample.id][0].text))
-        for sample in data.samples
-        if sample.id in lines
-    ]
+    return [(sample, lines[sample.id][0].text) for sample in samples if sample.id in lines], problems
+
+
+def doubled_ids(ids: Iterable[tuple[str, int]]) -> list[str]:
+    """One message with every id that stands on more than one line, or none, from pairs of id and line."""
+    lines: dict[str, list[int]] = defaultdict(list)
+    for name, line in ids:
+        lines[name].append(line)
+    doubled = [f"{name!r} (lines {_and(numbers)})" for name, numbers in lines.items() if len(numbers) > 1]
+    return [f"{_count(doubled, 'id')} more than once: {_list(doubled)}"] if doubled else []
 
 
 def _count(items: Sequence[str], noun: str) -> str:
@@ -128,12 +106,7 @@ def _count(items: Sequence[str], noun: str) -> str:
 
 
 def _list(items: Sequence[str]) -> str:
-    return ", ".join(_shortened(items, "more"))
-
-
-def _shortened(items: Sequence[str], what: str) -> list[str]:
-    rest = len(items) - SHOWN
-    return [*items[:SHOWN], *([f"… and {rest} {what}"] if rest > 0 else [])]
+    return ", ".join(shortened(items, "more"))
 
 
 def _and(numbers: Iterable[int]) -> str:

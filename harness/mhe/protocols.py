@@ -176,6 +176,9 @@ class Metric(Protocol):
 
     That form is what makes intervals cheap: a resample is a weighted sum of rows, and neither the model nor the
     tokeniser is needed again. A plain mean is the special case of two columns, value and count.
+
+    A metric that reads files of its own (an encoder) may have a property `resources`, a mapping from names to content
+    digests: they become part of the score key and of the record. It may raise `MetricUnavailableError`.
     """
 
     name: str

@@ -17,29 +17,54 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from mhe.digests import cache_dir as default_cache_dir
 from mhe.digests import digest_of
 from mhe.documents.base import parse_options
 from mhe.documents.run import MetricRecord, ScoreRecord
 from mhe.errors import MetricUnavailableError, MheError, UserError
-from mhe.protocols import AnswerProfile, MetricContext
+from mhe.protocols import MetricContext
+from mhe.remembered_profiles import remembering_profiles
 from mhe.score_files import SCHEMA_VERSION, kept_statistics, score_file_name, write_score_file
 from mhe.statistics import bootstrap_weights, intervals, unit_sums
 from mhe.values import Case
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from pydantic import BaseModel
 
     from mhe.catalog import Catalog
-    from mhe.documents.task import TaskSpec
     from mhe.protocols import FloatArray, Metric, MetricFactory, Profile
     from mhe.statistics import Counts
     from mhe.values import MetricValue, Sample
+
+
+class ScoredTask(Protocol):
+    """What scoring asks of a task: every `TaskSpec` has it, and so has a pair of files."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """`caption` or `vqa`."""
+        ...
+
+    @property
+    def profile(self) -> str:
+        """The scoring profile used unless another is asked for."""
+        ...
+
+    @property
+    def groups(self) -> Sequence[str]:
+        """Groups that scores are reported by."""
+        ...
+
 
 NOTHING_ANSWERED = "no sample was answered"
 NOTHING_COUNTED = "no answered sample is of the kind that this value counts"
@@ -47,7 +72,7 @@ NOTHING_COUNTED = "no answered sample is of the kind that this value counts"
 
 def score_cases(
     catalog: Catalog,
-    task: TaskSpec,
+    task: ScoredTask,
     cases: Sequence[Case],
     *,
     all_samples: Sequence[Sample],
@@ -57,11 +82,14 @@ def score_cases(
     folder: Path | None = None,
     metric_options: Mapping[str, Mapping[str, object]] | None = None,
     cache_dir: Path | None = None,
+    with_intervals: bool = True,
+    report: Callable[[str, int, int], None] | None = None,
 ) -> list[MetricRecord]:
     """Score answered cases under each profile with each metric; one record a pair, profiles outermost.
 
     `cases` are the answered samples in the order of `all_samples`, which holds the unanswered ones too. Statistics
     are written to `folder`/scores where a folder is given, and taken from there where they are of the same answers.
+    `report(what, done, total)` is called before each pair, and after the last.
     Raises what `check_scoring` raises, and `StorageError`.
     """
     chosen = _choose(catalog, task, metrics, profiles, metric_options or {}, cache_dir=cache_dir)
@@ -72,17 +100,26 @@ def score_cases(
         unanswered=[Case(sample, "") for sample in all_samples if sample.id not in answered],
         run_key=run_key,
         folder=folder,
+        with_intervals=with_intervals,
     )
-    return [
-        _score(scored, entry, profile)
-        for profile in _remembering(catalog, list(dict.fromkeys(profiles)), cases)
+    pairs = [
+        (profile, entry)
+        for profile in remembering_profiles(catalog, list(dict.fromkeys(profiles)), cases)
         for entry in chosen
     ]
+    records = []
+    for done, (profile, entry) in enumerate(pairs):
+        if report is not None:
+            report(f"{entry.metric.name} under {profile.name}", done, len(pairs))
+        records.append(_score(scored, entry, profile))
+    if report is not None:
+        report("done", len(pairs), len(pairs))
+    return records
 
 
 def check_scoring(
     catalog: Catalog,
-    task: TaskSpec,
+    task: ScoredTask,
     *,
     metrics: Sequence[str],
     profiles: Sequence[str],
@@ -112,11 +149,12 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Scored:
-    task: TaskSpec
+    task: ScoredTask
     cases: Sequence[Case]
     unanswered: list[Case]
     run_key: str
     folder: Path | None
+    with_intervals: bool
 
     @property
     def units(self) -> list[str]:
@@ -125,7 +163,7 @@ class _Scored:
 
 def _choose(
     catalog: Catalog,
-    task: TaskSpec,
+    task: ScoredTask,
     metrics: Sequence[str],
     profiles: Sequence[str],
     metric_options: Mapping[str, Mapping[str, object]],
@@ -162,63 +200,23 @@ def _open(name: str, factory: MetricFactory, options: Mapping[str, object], cont
     return _Entry(factory(checked, context), checked)
 
 
-# ---------------------------------------------------------------- cleaning each text once
-
-
-class _RememberedProfile:
-    """A profile that cleans every text of the run in one call, however many metrics ask: Java starts once."""
-
-    def __init__(self, profile: Profile, texts: Sequence[str]) -> None:
-        self.name = profile.name
-        self.version = profile.version
-        self.kind = profile.kind
-        self.source = profile.source
-        self.defects = profile.defects
-        self._profile = profile
-        self._texts = texts
-        self._cleaned: dict[str, str] = {}
-
-    def clean(self, texts: Sequence[str]) -> list[str]:
-        """As the profile does."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self._cleaned]
-        if missing:
-            wanted = list(dict.fromkeys([*missing, *(() if self._cleaned else self._texts)]))
-            cleaned = self._profile.clean(wanted)
-            self._cleaned.update(zip(wanted, cleaned, strict=True))
-        return [self._cleaned[text] for text in texts]
-
-
-class _RememberedAnswerProfile(_RememberedProfile):
-    """The same for question answering."""
-
-    def __init__(self, profile: AnswerProfile, texts: Sequence[str]) -> None:
-        super().__init__(profile, texts)
-        self.question_type = profile.question_type
-        self.credit = profile.credit
-
-
-def _remembering(catalog: Catalog, names: Sequence[str], cases: Sequence[Case]) -> list[Profile]:
-    texts = [text for case in cases for text in (case.answer, *case.sample.references)]
-    found: list[Profile] = []
-    for name in names:
-        profile = catalog.profile(name)
-        if isinstance(profile, AnswerProfile):
-            found.append(_RememberedAnswerProfile(profile, texts))
-        else:
-            found.append(_RememberedProfile(profile, texts))
-    return found
-
-
 # ---------------------------------------------------------------- one metric under one profile
 
 
 def _score(scored: _Scored, entry: _Entry, profile: Profile) -> MetricRecord:
     metric = entry.metric
+    reason = None if scored.cases else NOTHING_ANSWERED
+    resources: dict[str, str] = {}
+    try:
+        resources = dict(getattr(metric, "resources", {}))
+    except MetricUnavailableError as error:
+        reason = reason or str(error)
     key = digest_of(
         {
             "run_key": scored.run_key,
             "metric": [metric.name, metric.version, entry.options.model_dump(mode="json")],
             "profile": [profile.name, profile.version],
+            **({"resources": resources} if resources else {}),
         }
     )
     head: dict[str, object] = {
@@ -228,6 +226,7 @@ def _score(scored: _Scored, entry: _Entry, profile: Profile) -> MetricRecord:
         "profile": profile.name,
         "profile_version": profile.version,
         "options": entry.options.model_dump(mode="json"),
+        **({"resources": resources} if resources else {}),
         "score_key": key,
         "columns": list(metric.columns),
         "ids": [case.sample.id for case in scored.cases],
@@ -237,7 +236,6 @@ def _score(scored: _Scored, entry: _Entry, profile: Profile) -> MetricRecord:
     }
     name = score_file_name(metric.name, profile.name, key)
     place = scored.folder / name if scored.folder is not None else None
-    reason = None if scored.cases else NOTHING_ANSWERED
     values: list[ScoreRecord] = []
     if reason is None:
         try:
@@ -255,6 +253,7 @@ def _score(scored: _Scored, entry: _Entry, profile: Profile) -> MetricRecord:
         metric=metric.name,
         metric_version=metric.version,
         options=entry.options.model_dump(mode="json"),
+        resources=resources,
         profile=profile.name,
         profile_version=profile.version,
         score_key=key,
@@ -296,14 +295,16 @@ def _values(scored: _Scored, metric: Metric, profile: Profile, statistics: Float
     sums_by_unit = unit_sums(statistics, scored.units)
     totals = metric.aggregate(statistics.sum(axis=0))
     rows = metric.aggregate(statistics)
-    ranges = intervals(metric.aggregate, sums_by_unit, _weights(len(sums_by_unit)))
+    ranges: Mapping[str, tuple[float, float] | None] = {}
+    if scored.with_intervals:
+        ranges = intervals(metric.aggregate, sums_by_unit, _weights(len(sums_by_unit)))
     groups = {group: _by_group(scored, metric, statistics, group) for group in scored.task.groups}
     missing = _counted_unanswered(scored, metric, profile)
     records = []
     for value in metric.values:
         total = float(totals[value.name])
         counted = _count(rows[value.name])
-        found = ranges[value.name]
+        found = ranges.get(value.name)
         records.append(
             ScoreRecord(
                 name=value.name,

@@ -29,6 +29,7 @@ PERMUTATIONS = 10_000
 CONFIDENCE = 0.95
 CHUNK_CELLS = 4_000_000
 """Cells of float64 converted at a time: 32 MB."""
+POWER = 0.8
 
 
 class Aggregate(Protocol):
@@ -90,18 +91,44 @@ def intervals(aggregate: Aggregate, sums_by_unit: FloatArray, weights: Counts) -
 
     A resample in which a value is over nothing (no closed question drawn) does not count for that value.
     """
+    if len(sums_by_unit) < 2:
+        return dict.fromkeys(resampled_values(aggregate, sums_by_unit, weights[:1]))
+    return {
+        name: percentile_interval(values) for name, values in resampled_values(aggregate, sums_by_unit, weights).items()
+    }
+
+
+def percentile_interval(resampled: FloatArray) -> tuple[float, float] | None:
+    """The middle 95 % of a value over resamples, NaN left out; None where nothing is left."""
     import numpy as np
 
     tail = 100 * (1 - CONFIDENCE) / 2
-    found: dict[str, tuple[float, float] | None] = {}
-    for name, values in resampled_values(aggregate, sums_by_unit, weights).items():
-        counted = values[~np.isnan(values)]
-        if len(sums_by_unit) < 2 or not len(counted):
-            found[name] = None
-            continue
-        low, high = np.percentile(counted, [tail, 100 - tail])
-        found[name] = (float(low), float(high))
-    return found
+    counted = resampled[~np.isnan(resampled)]
+    if not len(counted):
+        return None
+    low, high = np.percentile(counted, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def smallest_difference(resampled: FloatArray) -> float | None:
+    """The smallest true difference that a paired test on these units finds at 5 % with a power of 80 %.
+
+    2.80 standard errors (the normal quantiles of 97.5 % and 80 %), where `resampled` holds the paired difference in
+    each resample and its standard deviation is the standard error. None with fewer than two numbers, or where they
+    do not vary: units on which two runs never differ do not tell what they could show.
+
+    Source: Gelman and Hill, Data Analysis Using Regression and Multilevel/Hierarchical Models (2007), section 20.2.
+    """
+    import statistics
+
+    import numpy as np
+
+    counted = resampled[~np.isnan(resampled)]
+    error = float(np.std(counted, ddof=1)) if len(counted) > 1 else 0.0
+    normal = statistics.NormalDist()
+    factor = normal.inv_cdf((1 + CONFIDENCE) / 2) + normal.inv_cdf(POWER)
+    # Sums in another order differ in the last bits: that is no variation.
+    return factor * error if error > 1e-12 else None
 
 
 def paired_p_value(
@@ -114,10 +141,26 @@ def paired_p_value(
     permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> float:
-    """Two-sided p-value of the paired randomisation test: were A and B exchangeable on every unit?
+    """Two-sided p-value of one value; see `paired_p_values`."""
+    return paired_p_values(statistics_a, statistics_b, aggregate, [value], units, permutations=permutations, seed=seed)[
+        value
+    ]
 
-    Each permutation swaps A and B on a random half of the units and compares the absolute difference of the
-    metric's value with the observed one. With few units all 2^n swaps are counted; otherwise p = (1 + hits) /
+
+def paired_p_values(
+    statistics_a: FloatArray,
+    statistics_b: FloatArray,
+    aggregate: Aggregate,
+    values: Sequence[str],
+    units: Sequence[str],
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Two-sided p-values of the paired randomisation test: were A and B exchangeable on every unit?
+
+    Each permutation swaps A and B on a random half of the units and compares the absolute difference of each of the
+    metric's `values` with the observed one. With few units all 2^n swaps are counted; otherwise p = (1 + hits) /
     (1 + permutations), which is never 0. Both runs must hold the same samples in the same order.
 
     Source: Noreen, Computer-Intensive Methods for Testing Hypotheses (1989); Smucker et al., CIKM 2007.
@@ -129,12 +172,13 @@ def paired_p_value(
         raise ValueError(f"a paired test needs equal samples: {statistics_a.shape} and {statistics_b.shape}")
     sums_a, sums_b = unit_sums(statistics_a, units), unit_sums(statistics_b, units)
     difference, total_a, total_b = sums_b - sums_a, sums_a.sum(axis=0), sums_b.sum(axis=0)
-    observed = abs(float(aggregate(total_a)[value]) - float(aggregate(total_b)[value]))
+    found_a, found_b = aggregate(total_a), aggregate(total_b)
+    observed = {value: abs(float(found_a[value]) - float(found_b[value])) for value in values}
     n_units = len(sums_a)
     is_exact = 2**n_units <= permutations
     count = 2**n_units if is_exact else permutations
     generator = np.random.default_rng(seed)
-    hits = 0
+    hits = dict.fromkeys(values, 0)
     rows = max(1, CHUNK_CELLS // max(1, n_units))
     for start in range(0, count, rows):
         size = min(rows, count - start)
@@ -143,10 +187,12 @@ def paired_p_value(
         else:
             swapped = generator.integers(0, 2, size=(size, n_units), dtype=np.uint8)
         moved = swapped.astype(np.float64) @ difference
-        change = np.abs(aggregate(total_a + moved)[value] - aggregate(total_b - moved)[value])
-        # Sums in another order differ in the last bits; a tie must count as one.
-        hits += int(np.count_nonzero(~(change < observed - 1e-12 * max(1.0, observed))))
-    return hits / count if is_exact else (1 + hits) / (1 + count)
+        moved_a, moved_b = aggregate(total_a + moved), aggregate(total_b - moved)
+        for value in values:
+            change = np.abs(moved_a[value] - moved_b[value])
+            # Sums in another order differ in the last bits; a tie must count as one.
+            hits[value] += int(np.count_nonzero(~(change < observed[value] - 1e-12 * max(1.0, observed[value]))))
+    return {value: hits[value] / count if is_exact else (1 + hits[value]) / (1 + count) for value in values}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -148,8 +148,9 @@ class MetricValue:
     """As shown in tables: `bleu-4`, `accuracy.closed`. Unique over the metrics of a run."""
     summary: str
     floor: float | None = 0.0
-    """The worst possible value; None where there is none."""
+    """The worst possible value, the larger number where lower is better; None where there is none."""
     ceiling: float | None = 1.0
+    """The best possible value; None where there is none."""
     higher_is_better: bool = True
 
 

@@ -21,6 +21,18 @@ def _accuracy() -> MetricFactory:
     return Accuracy
 
 
+def _answer_statistics() -> MetricFactory:
+    from mhe_metrics.answer_statistics import AnswerStatistics
+
+    return AnswerStatistics
+
+
+def _bertscore() -> MetricFactory:
+    from mhe_metrics.bertscore import BertScore
+
+    return BertScore
+
+
 def _bleu() -> MetricFactory:
     from mhe_metrics.bleu import Bleu
 
@@ -39,6 +51,18 @@ def _exact_match() -> MetricFactory:
     return ExactMatch
 
 
+def _meteor() -> MetricFactory:
+    from mhe_metrics.meteor import Meteor
+
+    return Meteor
+
+
+def _rouge() -> MetricFactory:
+    from mhe_metrics.rouge import Rouge
+
+    return Rouge
+
+
 def _rouge_l() -> MetricFactory:
     from mhe_metrics.rouge_l import RougeL
 
@@ -55,6 +79,54 @@ def _coco() -> Profile:
     from mhe_metrics.profiles.coco import COCO
 
     return COCO
+
+
+def _helm_quasi() -> Profile:
+    from mhe_metrics.profiles.helm_quasi import HELM_QUASI
+
+    return HELM_QUASI
+
+
+def _imageclef() -> Profile:
+    from mhe_metrics.profiles.imageclef import IMAGECLEF
+
+    return IMAGECLEF
+
+
+def _llava_med() -> Profile:
+    from mhe_metrics.profiles.llava_med import LLAVA_MED
+
+    return LLAVA_MED
+
+
+def _lmms_eval() -> Profile:
+    from mhe_metrics.profiles.lmms_eval import LMMS_EVAL
+
+    return LMMS_EVAL
+
+
+def _medevalkit() -> Profile:
+    from mhe_metrics.profiles.medevalkit import MEDEVALKIT
+
+    return MEDEVALKIT
+
+
+def _medevalkit_slake() -> Profile:
+    from mhe_metrics.profiles.medevalkit_slake import MEDEVALKIT_SLAKE
+
+    return MEDEVALKIT_SLAKE
+
+
+def _miss() -> Profile:
+    from mhe_metrics.profiles.miss import MISS
+
+    return MISS
+
+
+def _multimedeval() -> Profile:
+    from mhe_metrics.profiles.multimedeval import MULTIMEDEVAL
+
+    return MULTIMEDEVAL
 
 
 def _plain() -> Profile:
@@ -80,9 +152,13 @@ def register_metrics() -> Sequence[Provider[MetricFactory]]:
     """Every metric of this plugin."""
     return [
         Provider("accuracy", "share of right answers: overall, closed, open, and yes/no apart", _accuracy),
+        Provider("answer-statistics", "length, silence, cut ends, repetition, variety of answers", _answer_statistics),
+        Provider("bertscore", "BERTScore precision, recall and F1 under an encoder of your choice", _bertscore, "hf"),
         Provider("bleu", "BLEU-1 to BLEU-4 over the corpus, as COCO's caption evaluation computes them", _bleu),
         Provider("cider", "CIDEr-D, as COCO's caption evaluation computes it", _cider),
         Provider("exact-match", "share of answers that equal a reference after the profile's cleaning", _exact_match),
+        Provider("meteor", "METEOR 1.5 by its authors' program, as COCO's evaluation runs it", _meteor, "metrics"),
+        Provider("rouge", "ROUGE-1, -2 and -L as Google's rouge_score computes them", _rouge),
         Provider("rouge-l", "ROUGE-L (beta 1.2), as COCO's caption evaluation computes it", _rouge_l),
         Provider("token-f1", "clipped token precision, recall and F1 against the best reference", _token_f1),
     ]
@@ -93,6 +169,32 @@ def register_profiles() -> Sequence[Provider[Profile]]:
     """Every scoring convention of this plugin."""
     return [
         Provider("coco", "captions as Penn Treebank tokens without punctuation, through Java", _coco, "metrics"),
+        Provider("helm-quasi", "answers equal without case, punctuation and articles, as HELM does it", _helm_quasi),
+        Provider(
+            "imageclef",
+            "captions in lower case, numbers alike, no punctuation, as ImageCLEFmedical has them",
+            _imageclef,
+        ),
+        Provider(
+            "llava-med", "closed answers by substring, open ones by token recall, as LLaVA-Med does it", _llava_med
+        ),
+        Provider(
+            "lmms-eval",
+            "answers equal after light cleaning, several words for yes and no, as lmms-eval does it",
+            _lmms_eval,
+        ),
+        Provider(
+            "medevalkit",
+            "exactly one of yes and no inside the answer, else equality: MedEvalKit on VQA-RAD",
+            _medevalkit,
+        ),
+        Provider("medevalkit-slake", "answers equal in lower case: MedEvalKit on SLAKE", _medevalkit_slake),
+        Provider("miss", "closed answers right only as the very words yes, Yes, no, No, as MISS does it", _miss),
+        Provider(
+            "multimedeval",
+            "recall of words at least 0.4 (closed) or 0.75 (open), as MultiMedEval does it",
+            _multimedeval,
+        ),
         Provider("plain", "captions as lower-case words, without Java", _plain),
         Provider("strict", "answers right only if equal to a reference, case and punctuation apart", _strict),
     ]

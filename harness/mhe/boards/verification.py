@@ -42,8 +42,8 @@ class MetricShelf:
             metric = factory(chosen, MetricContext(cache_dir=cache_dir()))
             if metric.version != version:
                 raise UserError(
-                    f"metric {name!r} is installed in version {metric.version}, and the board holds version {version}: "
-                    "install the plugin's release that has it, or make a new version of the board"
+                    f"metric {name!r} is installed in version {metric.version}, and the statistics are of version "
+                    f"{version}: install the plugin's release that has it, or score again (a board: make a new version)"
                 )
             self._metrics[key] = metric
         return self._metrics[key]

@@ -1,9 +1,11 @@
-"""`mhe score`: predictions made elsewhere, under any profiles, without the model."""
+"""`mhe score`: predictions made elsewhere, on a task or against a file, under any profiles, without the model."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,23 +15,33 @@ from mhe.cli.completion import complete_profile, complete_task
 from mhe.cli.main import catalog_of, say
 from mhe.cli.progress import ProgressLine
 from mhe.cli.settings import by_metric, parse_settings
+from mhe.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from mhe.catalog import Catalog
     from mhe.documents.run import MetricRecord
-    from mhe.documents.task import TaskSpec
-    from mhe.predictions import Prediction
-    from mhe.samples import SampleSet
+    from mhe.scoring import ScoredTask
+    from mhe.text_pairs import Kind
+    from mhe.values import Case, Sample
 
 PARTIAL = 3
 ALL = "all"
 
 
 @click.command("score", short_help="Score predictions made elsewhere.")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--task", "task_name", required=True, shell_complete=complete_task, help="The task that was answered.")
+@click.argument("file", metavar="PREDICTIONS", type=click.Path(path_type=Path))
+@click.option("--task", "task_name", shell_complete=complete_task, help="The task that was answered.")
+@click.option(
+    "--references",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Without a task: a file of references, joined by id.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["caption", "vqa"]),
+    help="With --references: what the predictions are; caption where left out.",
+)
 @click.option("--split", help="The split that was answered; the task's own where left out.")
 @click.option("--limit", type=int, help="Only the first N samples.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set; its images are not needed.")
@@ -38,9 +50,14 @@ ALL = "all"
     "profiles",
     multiple=True,
     shell_complete=complete_profile,
-    help="Scoring profile; the task's own where left out. Repeatable; `all` for all that fit.",
+    help="Scoring profile; the task's own where left out (plain for captions, strict for answers). Repeatable; `all` "
+    "for all that fit.",
 )
-@click.option("--metrics", help="Metrics, with commas; the task's own where left out.")
+@click.option(
+    "--metrics",
+    help="Metrics, with commas; the task's own where left out (bleu,rouge-l,cider for captions, "
+    "accuracy,exact-match,token-f1 for answers).",
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="metrics.NAME.OPTION=…. Repeatable.")
 @click.option("--allow-partial", is_flag=True, help="Score what is there, where samples have no prediction.")
 @click.option(
@@ -52,7 +69,9 @@ ALL = "all"
 def score(
     ctx: click.Context,
     file: Path,
-    task_name: str,
+    task_name: str | None,
+    references: Path | None,
+    kind: Kind | None,
     split: str | None,
     limit: int | None,
     data_dir: Path | None,
@@ -64,75 +83,180 @@ def score(
     offline: bool,
     as_json: bool,
 ) -> int:
-    """Score FILE, with a line {"id": …, "prediction": …} for each sample of the task.
+    """Score PREDICTIONS, with a line {"id": …, "prediction": …} for each sample, on a task or against a file.
 
-    Answers are taken from the predictions by the task's own rule, as from a model's responses. Exit code: 0 when
-    everything was scored, 3 when samples have no prediction or a metric could not be computed, 2 for a mistake in
-    the call or the file.
+    A file that ends in .csv or .tsv is a table with the columns id and prediction, or ID and Caption.
+
+    With --task, answers are taken from the predictions by the task's own rule, as from a model's responses.
+
+    With --references FILE, texts are scored as they stand against lines {"id": …, "references": […]}, or a table with
+    the columns id and reference, or ID and Caption. Used where they are there: answer_type (closed or open), image
+    (intervals resample by it), group:NAME (scores are reported by it), question.
+
+    Exit code: 0 when everything was scored, 3 when samples have no prediction or a metric could not be computed, 2 for
+    a mistake in the call or the files.
     """
-    from mhe.predictions import join_predictions, read_predictions
-    from mhe.samples import load_samples
-    from mhe.scoring import check_scoring, score_cases, uncomputed
-
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    catalog = catalog_of(ctx)
-    task = catalog.task(task_name)
-    names = tuple(name.strip() for name in (metrics or "").split(",") if name.strip()) or task.metrics
-    chosen = _profiles(catalog, task, profiles)
-    options = by_metric(parse_settings(settings, ("metrics",))["metrics"])
-    check_scoring(catalog, task, metrics=names, profiles=chosen, metric_options=options)
-    predictions = read_predictions(file)
-    data = load_samples(catalog, task, split=split, limit=limit, data_dir=data_dir, offline=offline, need_images=False)
-    cases = join_predictions(file, predictions, data, allow_partial=allow_partial)
-    with ProgressLine(f"{file.name} on {task.name}") as line:
-        line.update("score", 0, len(cases))
-        records = score_cases(
-            catalog,
-            task,
-            cases,
-            all_samples=data.samples,
-            metrics=names,
-            profiles=chosen,
-            metric_options=options,
-            run_key=_key(data, predictions),
-            folder=out,
-        )
-        line.update("score", len(cases), len(cases))
-    document = _document(file, data, len(cases), records)
-    if out is not None:
-        _keep(out, document)
-    click.echo(
-        json.dumps(document, indent=2, ensure_ascii=False) if as_json else _text(file, data, len(cases), records)
+    rules = _Rules(
+        metrics=tuple(name.strip() for name in (metrics or "").split(",") if name.strip()),
+        profiles=profiles,
+        options=by_metric(parse_settings(settings, ("metrics",))["metrics"]),
+        allow_partial=allow_partial,
     )
-    return PARTIAL if len(cases) < len(data.samples) or uncomputed(records) else 0
+    catalog = catalog_of(ctx)
+    if (task_name is None) == (references is None):
+        raise UserError("name what is scored against, one of: --task TASK, --references FILE.")
+    if references is not None:
+        _refuse({"--split": split, "--limit": limit, "--data-dir": data_dir}, "goes with --task, not with --references")
+        joined = _read_files(catalog, file, references, kind or "caption", rules)
+    else:
+        assert task_name is not None
+        _refuse({"--kind": kind}, "goes with --references; a task has its kind")
+        joined = _read_task(
+            catalog, file, task_name, rules, split=split, limit=limit, data_dir=data_dir, offline=offline
+        )
+    return _score(catalog, file, joined, rules, out=out, as_json=as_json)
 
 
-def _profiles(catalog: Catalog, task: TaskSpec, asked: Sequence[str]) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """How is scored, as asked for."""
+
+    metrics: tuple[str, ...]
+    profiles: tuple[str, ...]
+    options: dict[str, dict[str, object]]
+    allow_partial: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """Predictions beside what they are scored against."""
+
+    task: ScoredTask
+    metrics: Sequence[str]
+    profiles: Sequence[str]
+    cases: Sequence[Case]
+    samples: Sequence[Sample]
+    key: str
+    """Stands for a run key: the same predictions on the same samples score alike."""
+    about: dict[str, object]
+    """What the document says of task and data."""
+    title: str
+    primary: str | None
+    note: str = ""
+
+
+def _refuse(options: Mapping[str, object], reason: str) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"{name} {reason}.")
+
+
+def _checked(catalog: Catalog, task: ScoredTask, rules: _Rules, metrics: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The metrics and profiles, found to fit before anything is read."""
+    from mhe.scoring import check_scoring
+
+    names, chosen = list(rules.metrics or metrics), _profiles(catalog, task, rules.profiles)
+    check_scoring(catalog, task, metrics=names, profiles=chosen, metric_options=rules.options)
+    return names, chosen
+
+
+def _profiles(catalog: Catalog, task: ScoredTask, asked: Sequence[str]) -> list[str]:
     if ALL in asked:
         fitting = [name for name in sorted(catalog.profiles) if catalog.profile(name).kind == task.kind]
         return sorted(fitting, key=lambda name: name != task.profile)
     return list(asked) or [task.profile]
 
 
-def _key(data: SampleSet, predictions: Sequence[Prediction]) -> str:
-    """Stands for a run key: the same predictions on the same samples score alike."""
+def _read_task(
+    catalog: Catalog,
+    file: Path,
+    task_name: str,
+    rules: _Rules,
+    *,
+    split: str | None,
+    limit: int | None,
+    data_dir: Path | None,
+    offline: bool,
+) -> _Joined:
+    from mhe.cli.run_tables import PHANTOM_NOTE
     from mhe.digests import digest_of
+    from mhe.predictions import join_predictions, read_predictions
+    from mhe.samples import load_samples
 
+    task = catalog.task(task_name)
+    names, chosen = _checked(catalog, task, rules, task.metrics)
+    predictions = read_predictions(file)
+    data = load_samples(catalog, task, split=split, limit=limit, data_dir=data_dir, offline=offline, need_images=False)
     texts = {prediction.id: prediction.text for prediction in predictions}
-    return digest_of(["predictions", data.task.key, data.split, data.record.digest, texts])
+    return _Joined(
+        task=task,
+        metrics=names,
+        profiles=chosen,
+        cases=join_predictions(file, predictions, data, allow_partial=rules.allow_partial),
+        samples=data.samples,
+        key=digest_of(["predictions", task.key, data.split, data.record.digest, texts]),
+        about={"task": task.key, "primary": task.primary, "data": data.record.model_dump(mode="json")},
+        title=f"{file.name} on {task.name} (version {task.version}), split {data.split}",
+        primary=task.primary,
+        note=PHANTOM_NOTE if task.phantom else "",
+    )
 
 
-def _document(file: Path, data: SampleSet, answered: int, records: Sequence[MetricRecord]) -> dict[str, object]:
+def _read_files(catalog: Catalog, file: Path, references: Path, kind: Kind, rules: _Rules) -> _Joined:
+    from mhe.digests import digest_of, file_digest
+    from mhe.references import read_pair
+    from mhe.text_pairs import METRICS, PROFILES, TextPairs
+
+    task = TextPairs(references.name, kind, PROFILES[kind])
+    names, chosen = _checked(catalog, task, rules, METRICS[kind])
+    pair = read_pair(file, references, allow_partial=rules.allow_partial)
+    digest = file_digest(references)
+    return _Joined(
+        task=replace(task, groups=pair.groups),
+        metrics=names,
+        profiles=chosen,
+        cases=pair.cases,
+        samples=pair.samples,
+        key=digest_of(["files", digest, {prediction.id: prediction.text for prediction in pair.predictions}]),
+        about={"references": references.name, "references_digest": digest, "kind": kind},
+        title=f"{file.name} against {references.name}",
+        primary=None,
+    )
+
+
+def _score(catalog: Catalog, file: Path, joined: _Joined, rules: _Rules, *, out: Path | None, as_json: bool) -> int:
+    from mhe.scoring import score_cases, uncomputed
+
+    with ProgressLine(joined.title) as line:
+        records = score_cases(
+            catalog,
+            joined.task,
+            joined.cases,
+            all_samples=joined.samples,
+            metrics=joined.metrics,
+            profiles=joined.profiles,
+            metric_options=rules.options,
+            run_key=joined.key,
+            folder=out,
+            report=lambda what, done, total: line.update(f"score {len(joined.cases)}", done, total, what),
+        )
+    document = _document(file, joined, records)
+    if out is not None:
+        _keep(out, document)
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else _text(joined, records))
+    return PARTIAL if len(joined.cases) < len(joined.samples) or uncomputed(records) else 0
+
+
+def _document(file: Path, joined: _Joined, records: Sequence[MetricRecord]) -> dict[str, object]:
     return {
         "schema_version": 1,
         "predictions": file.name,
-        "status": "complete" if answered == len(data.samples) else "partial",
-        "task": data.task.key,
-        "primary": data.task.primary,
-        "data": data.record.model_dump(mode="json"),
-        "samples": len(data.samples),
-        "answered": answered,
+        "status": "complete" if len(joined.cases) == len(joined.samples) else "partial",
+        **joined.about,
+        "samples": len(joined.samples),
+        "answered": len(joined.cases),
         "metrics": [record.model_dump(mode="json") for record in records],
     }
 
@@ -145,15 +269,12 @@ def _keep(out: Path, document: dict[str, object]) -> None:
     say(f"Kept: {place}, with the statistics of each sample in {out / 'scores'}")
 
 
-def _text(file: Path, data: SampleSet, answered: int, records: Sequence[MetricRecord]) -> str:
-    from mhe.cli.run_tables import PHANTOM_NOTE, groups_table, values_table
+def _text(joined: _Joined, records: Sequence[MetricRecord]) -> str:
+    from mhe.cli.run_tables import groups_table, values_table
 
-    head = (
-        f"{file.name} on {data.task.name} (version {data.task.version}), split {data.split}: "
-        f"{answered} of {len(data.samples)} samples have a prediction"
-    )
-    if answered < len(data.samples):
+    answered, wanted = len(joined.cases), len(joined.samples)
+    head = f"{joined.title}: {answered} of {wanted} samples have a prediction"
+    if answered < wanted:
         head += "\nPARTIAL: values are provisional, over the samples that have one."
-    groups = groups_table(records, data.task.primary)
-    note = PHANTOM_NOTE if data.task.phantom else ""
-    return "\n\n".join(part for part in [head, values_table(records), groups, note] if part) + "\n"
+    groups = groups_table(records, joined.primary or records[0].values[0].name)
+    return "\n\n".join(part for part in [head, values_table(records), groups, joined.note] if part) + "\n"

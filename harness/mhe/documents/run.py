@@ -111,6 +111,8 @@ class MetricRecord(Part):
     metric: str
     metric_version: str
     options: dict[str, Any] = {}
+    resources: dict[str, str] = {}
+    """Content digests of what the metric read besides answers and references, such as an encoder's weights."""
     profile: str
     profile_version: str
     score_key: str

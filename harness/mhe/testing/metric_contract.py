@@ -15,7 +15,7 @@ from mhe.testing.toys import HOSTILE_TEXTS, ToyProfile, toy_cases
 
 if TYPE_CHECKING:
     from mhe.protocols import FloatArray, Metric, MetricFactory, Profile
-    from mhe.values import Case
+    from mhe.values import Case, MetricValue
 
 KINDS = {"caption", "vqa"}
 REQUIREMENTS = {"references", "question", "image", "entities", "encoder", "profile"}
@@ -86,6 +86,10 @@ def _check_declarations(metric: Metric) -> None:
     require(len(set(metric.columns)) == len(metric.columns) > 0, f"the names of columns are unique: {metric.columns}")
     for value in metric.values:
         require(bool(value.summary), f"the value {value.name} has a summary")
+        if value.floor is not None and value.ceiling is not None:
+            is_upside_down = (value.ceiling > value.floor) is not value.higher_is_better
+            told = f"floor (worst) {value.floor:g}, ceiling (best) {value.ceiling:g}"
+            require(not is_upside_down, f"higher_is_better of {value.name} is {value.higher_is_better}; {told}")
 
 
 def _check_rows(metric: Metric, rows: FloatArray, count: int) -> None:
@@ -127,9 +131,14 @@ def _check_bounds(metric: Metric, values: Mapping[str, float]) -> None:
         number = values[value.name]
         if math.isnan(number):
             continue
-        require(value.floor is None or number >= value.floor - CLOSE, f"{value.name}: {number} is below its floor")
-        above = value.ceiling is not None and number > value.ceiling + CLOSE
-        require(not above, f"{value.name}: {number} is above its ceiling")
+        low, high = (value.floor, value.ceiling) if value.higher_is_better else (value.ceiling, value.floor)
+        require(low is None or number >= low - CLOSE, f"{value.name}: {number} is below its {_end(value, low)}")
+        require(high is None or number <= high + CLOSE, f"{value.name}: {number} is above its {_end(value, high)}")
+
+
+def _end(value: MetricValue, bound: float | None) -> str:
+    """`floor` is the worst value and `ceiling` the best, whichever number is the larger."""
+    return "floor" if bound == value.floor else "ceiling"
 
 
 def _check_direction(metric: Metric, profile: Profile, cases: Sequence[Case]) -> None:
