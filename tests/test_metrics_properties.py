@@ -19,7 +19,7 @@ CONTEXT = MetricContext(cache_dir=Path("unused"))
 REGISTERED = {provider.name: provider for provider in mhe_metrics.register_metrics()}
 NEEDS_AN_ENCODER = {"bertscore"}
 STARTS_JAVA = {"meteor"}
-"""Seconds for each example; test_metrics_meteor holds it to the same with one process."""
+"""Starts a process for each example: it has its own tests, with one process, in test_metrics_meteor."""
 PROVIDERS = {name: one for name, one in REGISTERED.items() if name not in NEEDS_AN_ENCODER | STARTS_JAVA}
 BLIND_TO_REFERENCES = {"answer-statistics"}
 VOCABULARY = ["left", "right", "lung", "nodule", "no", "effusion", "3.5", "cm", "肺", "."]
