@@ -341,7 +341,7 @@ def test_call_each_names_hooks_that_nobody_implements():
 # ---------------------------------------------------------------- one test for each hook
 
 
-def over_providers(hook, mapping, method):
+def check_providers_of(hook, mapping, method):
     """What every hook with providers has in common: listed without loading, loaded when asked for."""
     loaded = []
     thing = SimpleNamespace(name="thing")
@@ -359,31 +359,31 @@ def over_providers(hook, mapping, method):
 
 
 def test_register_backends():
-    over_providers("register_backends", "backends", "backend")
+    check_providers_of("register_backends", "backends", "backend")
 
 
 def test_register_readers():
-    over_providers("register_readers", "readers", "reader")
+    check_providers_of("register_readers", "readers", "reader")
 
 
 def test_register_metrics():
-    over_providers("register_metrics", "metrics", "metric")
+    check_providers_of("register_metrics", "metrics", "metric")
 
 
 def test_register_profiles():
-    over_providers("register_profiles", "profiles", "profile")
+    check_providers_of("register_profiles", "profiles", "profile")
 
 
 def test_register_recipes():
-    over_providers("register_recipes", "recipes", "recipe")
+    check_providers_of("register_recipes", "recipes", "recipe")
 
 
 def test_register_engines():
-    over_providers("register_engines", "engines", "engine")
+    check_providers_of("register_engines", "engines", "engine")
 
 
 def test_register_commands():
-    over_providers("register_commands", "commands", "command")
+    check_providers_of("register_commands", "commands", "command")
 
 
 def test_register_models():
