@@ -23,11 +23,11 @@ ORDER = """
 errors values digests
 documents.migrations documents.base documents.task documents.model documents.run documents.checkpoint
 documents.pipeline documents.board documents
-protocols hookspecs plugins task_files catalog images image_hashes subsets samples prompting answers fingerprints
+entity_taggers protocols hookspecs plugins task_files catalog images image_hashes subsets samples prompting answers fingerprints
 environment run_key run_folder provenance checkpoints model_names
 statistics score_files remembered_profiles scoring text_rows predictions references text_pairs
 efficiency engines.local engines run_plan evaluation
-training_data pipelines audit boards compared_runs compared_values comparison testing cli
+training_data pipelines pipeline_runs audit boards compared_runs compared_values comparison testing cli
 """.split()  # noqa: SIM905 - a list of lines reads as the order it is
 
 

@@ -1,4 +1,4 @@
-"""`mhe tune`: a recipe applied to a model; the result is a checkpoint that `mhe eval` finds by its name."""
+"""`mhe tune`: a recipe applied to a model, or a pipeline of several; the results are checkpoints that have names."""
 
 from __future__ import annotations
 
@@ -10,48 +10,53 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mhe.cli.completion import complete_model, complete_recipe, complete_task
+from mhe.cli.completion import complete_model, complete_pipeline, complete_recipe, complete_task
 from mhe.cli.main import catalog_of, say
 from mhe.cli.progress import ProgressLine
 from mhe.cli.settings import parse_value
 from mhe.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mhe.catalog import Catalog
+    from mhe.documents.pipeline import PipelineSpec, TrainingChoice
+    from mhe.pipeline_runs import StepResult
     from mhe.pipelines import Step, StepOutcome, StepPlace, StepPlan
     from mhe.protocols import RecipeResult
 
-EPILOG = "The options of a recipe, with their defaults: mhe show recipes RECIPE"
+EPILOG = (
+    "The options of a recipe, with their defaults: mhe show recipes RECIPE. "
+    "The steps of a pipeline: mhe show pipelines PIPELINE"
+)
 
 
 @click.command("tune", short_help="Train or transform a model with a recipe.", epilog=EPILOG)
+@click.argument("pipeline", required=False, shell_complete=complete_pipeline)
 @click.option(
     "--model",
-    required=True,
     shell_complete=complete_model,
     help="The model to start from: a registered name, NAME[@SEED], a folder, or org/name[@revision].",
 )
-@click.option("--recipe", required=True, shell_complete=complete_recipe, help="How to train it, such as full.")
+@click.option("--recipe", shell_complete=complete_recipe, help="How to train it, such as full.")
 @click.option(
     "--task",
     "tasks",
-    required=True,
     multiple=True,
     shell_complete=complete_task,
-    help="A task whose training split is learnt. Repeatable.",
+    help="A task whose training split is learnt; of a pipeline, in the place of its own. Repeatable.",
 )
-@click.option("--name", required=True, help="Name of the checkpoint; it is NAME@SEED.")
+@click.option("--name", help="Name of the checkpoint; it is NAME@SEED. A pipeline's is its own where left out.")
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="An option of the recipe, such as learning_rate=1e-4. Repeatable.",
+    help="An option of the recipe, such as learning_rate=1e-4; of a pipeline base=MODEL or STEP.KEY=VALUE. Repeatable.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training.")
 @click.option("--seeds", type=int, help="Trains NAME@0 to NAME@N-1.")
+@click.option("--until", metavar="STEP", help="Of a pipeline: end with this step.")
 @click.option("--split", help="Train on this split instead of the task's training split.")
 @click.option("--limit", type=int, help="Only the first N samples of each task.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set on this machine.")
@@ -68,13 +73,15 @@ EPILOG = "The options of a recipe, with their defaults: mhe show recipes RECIPE"
 @click.pass_context
 def tune(
     ctx: click.Context,
-    model: str,
-    recipe: str,
+    pipeline: str | None,
+    model: str | None,
+    recipe: str | None,
     tasks: tuple[str, ...],
-    name: str,
+    name: str | None,
     settings: tuple[str, ...],
     seed: int,
     seeds: int | None,
+    until: str | None,
     split: str | None,
     limit: int | None,
     data_dir: Path | None,
@@ -86,25 +93,22 @@ def tune(
 ) -> int:
     """Train a model on the training split of tasks; the checkpoint is then evaluated as `mhe eval --model NAME`.
 
+    Either `mhe tune --model M --recipe R --name NAME --task T`, or `mhe tune PIPELINE`, a registered name or a YAML
+    file of steps.
+
     An equal call that was finished is not run again; one that was interrupted goes on from its last save. Splits
     that boards evaluate are refused, and training pairs that repeat an evaluated pair are dropped and counted.
     """
     from mhe.documents.pipeline import TrainingChoice
-    from mhe.model_names import resolve_model
-    from mhe.pipelines import Step, StepPlace
+    from mhe.pipelines import StepPlace
 
     _check_arguments(name, seed, seeds, limit)
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     catalog = catalog_of(ctx)
-    catalog.recipe(recipe)
     chosen = parse_options(settings)
-    base = resolve_model(model, catalog, checkpoints_dir=checkpoints_dir)
     data = tuple(TrainingChoice(task=task, split=split, limit=limit) for task in dict.fromkeys(tasks))
-    steps = [
-        Step(name=name, recipe=recipe, base=base, settings=chosen, data=data, seed=number)
-        for number in (range(seeds) if seeds is not None else [seed])
-    ]
+    seeds_wanted = range(seeds) if seeds is not None else [seed]
     place = StepPlace(
         directory=checkpoints_dir,
         data_dir=data_dir,
@@ -113,12 +117,91 @@ def tune(
         command=shlex.join(["mhe", *sys.argv[1:]]),
         say=say,
     )
+    if pipeline is not None:
+        _check_pipeline_call(pipeline, model, recipe)
+        spec = _pipeline(catalog, pipeline, name, chosen, data)
+        if dry_run:
+            raise UserError("--dry-run of a pipeline: show one of its steps with --model and --recipe.")
+        outcomes = [
+            result.outcome
+            for number in seeds_wanted
+            for result in run_pipeline_shown(catalog, spec, place, seed=number, until=until)
+        ]
+        _show(outcomes, as_json=as_json)
+        return 0
+    steps = _single_steps(catalog, model, recipe, name, until, chosen, data, seeds_wanted, checkpoints_dir)
     if dry_run:
         _preview(catalog, steps, place, as_json=as_json)
         return 0
-    outcomes = [_run(catalog, step, place) for step in steps]
-    _show(outcomes, as_json=as_json)
+    _show([_run(catalog, step, place) for step in steps], as_json=as_json)
     return 0
+
+
+def _single_steps(
+    catalog: Catalog,
+    model: str | None,
+    recipe: str | None,
+    name: str | None,
+    until: str | None,
+    settings: Mapping[str, object],
+    data: tuple[TrainingChoice, ...],
+    seeds: Iterable[int],
+    checkpoints_dir: Path | None,
+) -> list[Step]:
+    from mhe.model_names import resolve_model
+    from mhe.pipelines import Step
+
+    if model is None or recipe is None or name is None:
+        lacking = [f"--{key}" for key, value in (("model", model), ("recipe", recipe), ("name", name)) if value is None]
+        raise UserError(
+            f"{', '.join(lacking)} missing. Give --model, --recipe and --name, or a pipeline: mhe tune PIPELINE "
+            f"({', '.join(catalog.pipelines) or 'none is registered; a YAML file will do'})."
+        )
+    if until is not None:
+        raise UserError("--until is for pipelines: mhe tune PIPELINE --until STEP.")
+    catalog.recipe(recipe)
+    base = resolve_model(model, catalog, checkpoints_dir=checkpoints_dir)
+    return [Step(name=name, recipe=recipe, base=base, settings=settings, data=data, seed=number) for number in seeds]
+
+
+def _check_pipeline_call(pipeline: str, model: str | None, recipe: str | None) -> None:
+    if recipe is not None:
+        raise UserError(f"{pipeline} is a pipeline, which names its recipes: leave out --recipe.")
+    if model is not None:
+        raise UserError(f"to start {pipeline} from another model, give --set base={model} in place of --model.")
+
+
+def _pipeline(
+    catalog: Catalog,
+    pipeline: str,
+    name: str | None,
+    settings: Mapping[str, object],
+    data: tuple[TrainingChoice, ...],
+) -> PipelineSpec:
+    from mhe.pipeline_runs import find_pipeline, with_data, with_settings
+
+    spec = with_settings(find_pipeline(pipeline, catalog), settings)
+    if data:
+        spec = with_data(spec, data)
+    return spec if name is None else spec.model_copy(update={"name": name})
+
+
+def run_pipeline_shown(
+    catalog: Catalog, spec: PipelineSpec, place: StepPlace, *, seed: int, until: str | None
+) -> list[StepResult]:
+    """Run a pipeline with a line of progress a step."""
+    from mhe.pipeline_runs import run_pipeline, steps_until
+
+    total = len(steps_until(spec, until))
+    started = 0
+
+    def run(step: Step) -> StepOutcome:
+        nonlocal started
+        started += 1
+        say(f"step {started} of {total}: {step.recipe} of {step.base.name}, to {step.name}@{step.seed}")
+        return _run(catalog, step, place)
+
+    return run_pipeline(catalog, spec, place, seed=seed, until=until, run=run)
 
 
 def parse_options(settings: Sequence[str]) -> dict[str, object]:
@@ -142,12 +225,12 @@ def parse_options(settings: Sequence[str]) -> dict[str, object]:
     return chosen
 
 
-def _check_arguments(name: str, seed: int, seeds: int | None, limit: int | None) -> None:
+def _check_arguments(name: str | None, seed: int, seeds: int | None, limit: int | None) -> None:
     from mhe.checkpoints import CheckpointName
 
-    parts = CheckpointName.parse(name)
+    parts = CheckpointName.parse(name) if name is not None else None
     problems = []
-    if parts is None or parts.seed is not None:
+    if name is not None and (parts is None or parts.seed is not None):
         problems.append(
             f"--name {name!r}: lower-case letters, digits, dots, dashes and underscores, such as my-model; the seed is "
             "given with --seed"

@@ -1,0 +1,360 @@
+"""What recipes that train have in common: the schedule, the base, transformers' `Trainer`, the best weights, the cost.
+
+A recipe calls, in this order: `plan_schedule`, `load_base` (or `empty_model` for a preview), its own choice of what is
+trained, `fit`, its own way of saving, `result_of`.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from mhe import RecipeResult, UserError
+from mhe_hf import HfOptions, load_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import torch
+    from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
+
+    from mhe import RecipeJob
+    from mhe_tune.modules import Shares
+    from mhe_tune.options import TrainingOptions
+    from mhe_tune.watching import WatchedTrainer, WholeSaves
+
+HISTORY_KEYS = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How many steps, and when something happens between them."""
+
+    rows: int
+    steps: int
+    evaluate_every: int
+    save_every: int
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A finished training; the model holds the weights that are wanted."""
+
+    trainer: WatchedTrainer
+    saves: WholeSaves
+    note: str
+    """Which weights those are."""
+
+
+def fit(
+    model: PreTrainedModel, processor: ProcessorMixin, options: TrainingOptions, job: RecipeJob, schedule: Schedule
+) -> Fitted:
+    """Train what `requires_grad`, from the last whole save where there is one, and keep the best or the last weights.
+
+    Raises `UserError` where memory runs out or the loss is no number any more.
+    """
+    trainer, saves = train(model, processor, options, job, schedule)
+    return Fitted(trainer, saves, choose_weights(trainer, options, job))
+
+
+def result_of(
+    fitted: Fitted,
+    options: TrainingOptions,
+    job: RecipeJob,
+    shares: Shares,
+    schedule: Schedule,
+    *,
+    loads_in: Sequence[str] = ("transformers",),
+    needs_class: str | None = None,
+    model_options: Mapping[str, object] | None = None,
+    notes: Sequence[str] = (),
+) -> RecipeResult:
+    """The result of a training whose weights lie in `job.folder / "model"`; draws the learning curve beside it."""
+    from mhe_tune.curves import draw_curve
+
+    state = fitted.trainer.state
+    history = [
+        {k: float(entry[k]) for k in HISTORY_KEYS if k in entry} for entry in state.log_history if "step" in entry
+    ]
+    history = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
+    (job.folder / "curve.svg").write_text(draw_curve(history), encoding="utf-8")
+    seen = state.global_step * options.batch_size * options.gradient_accumulation
+    return RecipeResult(
+        model_folder=job.folder / "model",
+        parameters=shares.parameters,
+        trainable_parameters=shares.trainable,
+        modules=shares.modules,
+        options=dict(model_options or {}),
+        history=history,
+        seconds=fitted.saves.seconds,
+        samples_per_second=seen * len(job.train) / schedule.rows / fitted.saves.seconds,
+        peak_host_bytes=peak_host_bytes(),
+        peak_device_bytes=peak_device_bytes(),
+        device=str(fitted.trainer.args.device),
+        loads_in=tuple(loads_in),
+        needs_class=needs_class,
+        notes=(f"computed in {schedule.precision}", fitted.note, *notes),
+    )
+
+
+def preview_of(job: RecipeJob, shares: Shares, schedule: Schedule, needed_bytes: float) -> RecipeResult:
+    """What a dry run tells. `needed_bytes` are for weights, gradients and moments."""
+    job.report("plan", plan_numbers(shares, schedule))
+    return RecipeResult(
+        model_folder=job.folder / "model",
+        parameters=shares.parameters,
+        trainable_parameters=shares.trainable,
+        modules=shares.modules,
+        notes=(
+            f"{schedule.steps:,} steps over {schedule.rows:,} rows, {schedule.precision}",
+            f"about {needed_bytes / 2**30:.2f} GiB for weights, gradients and moments, and the activations on top",
+        ),
+    )
+
+
+# ---------------------------------------------------------------- before
+
+
+def plan_schedule(options: TrainingOptions, job: RecipeJob) -> Schedule:
+    """Steps and precision. Raises `UserError` where there is nothing to train on."""
+    from mhe_tune.batches import Rows
+
+    if not job.train:
+        raise UserError("this recipe trains, and no training data was given: name a task with --task.")
+    rows = len(Rows(job.train, getattr(options, "questions_per_row", 1), job.seed))
+    a_epoch = math.ceil(math.ceil(rows / options.batch_size) / options.gradient_accumulation)
+    steps = options.max_steps or math.ceil(options.epochs * a_epoch)
+    return Schedule(
+        rows=rows,
+        steps=steps,
+        evaluate_every=min(options.evaluate_every or a_epoch, steps),
+        save_every=min(options.save_every or a_epoch, steps),
+        precision=choose_precision(options),
+    )
+
+
+def choose_precision(options: TrainingOptions) -> str:
+    """`fp32`, `bf16` or `fp16`: as asked, or what the device is good at. Raises `UserError` for what it cannot do."""
+    import torch
+
+    has_cuda = options.device == "auto" and torch.cuda.is_available()
+    if options.dtype != "auto":
+        if options.dtype == "fp16" and not has_cuda:
+            raise UserError("dtype=fp16 needs a CUDA device: use dtype=auto, fp32 or bf16.")
+        if options.dtype == "bf16" and has_cuda and not torch.cuda.is_bf16_supported():
+            raise UserError("this GPU has no bf16: use dtype=auto, fp16 or fp32.")
+        return options.dtype
+    if not has_cuda:
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def load_base(options: TrainingOptions, job: RecipeJob) -> tuple[PreTrainedModel, ProcessorMixin, torch.dtype | None]:
+    """The base in float32 with its processor, and the dtype it is published in.
+
+    Raises `UserError` for a quantised base, `ModelUnusableError`.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    spec = job.base.spec
+    chosen = HfOptions.model_validate(spec.options)
+    if chosen.quantization != "none":
+        raise UserError(
+            f"model {spec.name} is quantised ({chosen.quantization}), and weights of 4 or 8 bits cannot be trained "
+            "whole. Start from the model it was quantised from."
+        )
+    changes = {"dtype": "float32", "attn_implementation": options.attn_implementation or chosen.attn_implementation}
+    if options.device == "cpu":
+        changes["device"] = "cpu"
+    model, processor = load_model(spec, chosen.model_copy(update=changes), offline=job.offline)
+    published = AutoConfig.from_pretrained(
+        spec.location, revision=spec.revision, local_files_only=job.offline, trust_remote_code=chosen.trust_remote_code
+    ).dtype
+    return model, processor, published if isinstance(published, torch.dtype) else None
+
+
+def empty_model(job: RecipeJob) -> PreTrainedModel:
+    """The model's shape without its weights. Raises `UserError` where its configuration cannot be read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    spec = job.base.spec
+    try:
+        configuration = AutoConfig.from_pretrained(spec.location, revision=spec.revision, local_files_only=job.offline)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(configuration)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model {spec.name} ({spec.location}): its configuration cannot be read: {error}") from None
+    return cast("PreTrainedModel", model)
+
+
+def plan_numbers(shares: Shares, schedule: Schedule) -> Mapping[str, float]:
+    """Counts of a plan, as `job.report("plan", …)` takes them."""
+    numbers = {"parameters": shares.parameters, "trainable": shares.trainable, "steps": schedule.steps}
+    for module, (total, trained) in shares.modules.items():
+        numbers |= {f"{module} parameters": total, f"{module} trainable": trained}
+    return {name: float(value) for name, value in numbers.items()}
+
+
+# ---------------------------------------------------------------- training
+
+
+def training_arguments(options: TrainingOptions, job: RecipeJob, schedule: Schedule) -> TrainingArguments:
+    """Ours in transformers' words. Nothing is printed by the trainer: `job.report` tells."""
+    import torch
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(job.folder),
+        max_steps=schedule.steps,
+        learning_rate=options.learning_rate,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation,
+        lr_scheduler_type=options.scheduler,
+        warmup_steps=0 if options.scheduler == "constant" else math.ceil(options.warmup * schedule.steps),
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        bf16=schedule.precision == "bf16",
+        fp16=schedule.precision == "fp16",
+        use_cpu=options.device == "cpu",
+        dataloader_pin_memory=options.device == "auto" and torch.cuda.is_available(),
+        eval_strategy="steps" if job.validation else "no",
+        eval_steps=schedule.evaluate_every,
+        prediction_loss_only=True,
+        save_strategy="steps",
+        save_steps=schedule.save_every,
+        # Two, so that there is a whole one while another is written.
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=max(1, schedule.steps // 100),
+        logging_nan_inf_filter=False,
+        seed=job.seed,
+        data_seed=job.seed,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=list(options.trackers) or "none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+
+
+def train(
+    model: PreTrainedModel, processor: ProcessorMixin, options: TrainingOptions, job: RecipeJob, schedule: Schedule
+) -> tuple[WatchedTrainer, WholeSaves]:
+    """Train to the end, from the last whole save where there is one; the model holds the last weights then.
+
+    Raises `UserError` where memory runs out or the loss is no number any more.
+    """
+    from transformers import PrinterCallback, TrainerState, set_seed
+
+    from mhe_tune import watching
+    from mhe_tune.batches import RowCollator, Rows, context_of
+
+    set_seed(job.seed)
+    if options.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    found = watching.last_save(job.folder)
+    saves = watching.WholeSaves(found[1] if found else 0.0)
+    questions = getattr(options, "questions_per_row", 1)
+    gradients = watching.GradientWatch()
+    trainer = watching.WatchedTrainer(
+        job.train,
+        model=model,
+        args=training_arguments(options, job, schedule),
+        data_collator=RowCollator(processor, context_of(model.config)),
+        train_dataset=Rows(job.train, questions, job.seed),
+        eval_dataset=Rows(job.validation, questions, job.seed) if job.validation else None,
+        callbacks=[
+            watching.BestKeeper(job.folder, options.patience, schedule.steps),
+            saves,
+            gradients,
+            watching.Reporter(job.report, options.batch_size * options.gradient_accumulation),
+        ],
+    )
+    gradients.trainer = trainer
+    # It prints to stdout, which is for results.
+    trainer.remove_callback(PrinterCallback)
+    if found is not None:
+        state = TrainerState.load_from_json(str(found[0] / "trainer_state.json"))
+        losses = watching.validation_losses(state.log_history)
+        if state.global_step >= schedule.steps or watching.is_out_of_patience(losses, options.patience):
+            # `Trainer.train` would take one step too many.
+            trainer._load_from_checkpoint(str(found[0]))
+            trainer.state = state
+            return trainer, saves
+    try:
+        trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise UserError(_what_to_lower(options, error)) from None
+        raise
+    return trainer, saves
+
+
+def choose_weights(trainer: WatchedTrainer, options: TrainingOptions, job: RecipeJob) -> str:
+    """Put the weights of the lowest validation loss into the model, where those are wanted; says which they are."""
+    from mhe_tune.watching import BEST_WEIGHTS, best_note, load_trained
+
+    best = best_note(job.folder)
+    steps = trainer.state.global_step
+    if options.keep == "last" or best is None:
+        return f"weights of the last step, {steps}"
+    load_trained(trainer.own_model, job.folder / BEST_WEIGHTS)
+    return f"weights of step {best['step']:.0f} of {steps}, with the lowest validation loss, {best['loss']:.4f}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that host or device memory ran out."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+
+
+def _what_to_lower(options: TrainingOptions, error: BaseException) -> str:
+    ways = []
+    if options.batch_size > 1:
+        half = options.batch_size // 2
+        twice = options.gradient_accumulation * 2
+        ways.append(f"--set batch_size={half} --set gradient_accumulation={twice} (same result but for rounding)")
+    if not options.gradient_checkpointing:
+        ways.append("--set gradient_checkpointing=true (slower)")
+    ways.append("--set vision=frozen (fewer weights trained)")
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"memory ran out: {reason}\nLower one of:\n" + "\n".join(f"  {way}" for way in ways)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars of transformers while ours is shown."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
+def peak_host_bytes() -> int:
+    """Most memory this process ever held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_device_bytes() -> int | None:
+    """Most memory ever allocated on the CUDA device; None without one."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
