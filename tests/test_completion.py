@@ -40,14 +40,14 @@ def complete(words, cwd, shell="bash", **environment):
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        ("eval --task phantom", {"phantom-caption", "phantom-vqa"}),
+        ("eval --task phantom-v", {"phantom-vqa", "phantom-vqa-source", "phantom-vqa-target"}),
         ("eval --task slake-", {"slake-zh"}),
         ("eval --model majo", {"majority"}),
         ("eval --backend scr", {"scripted"}),
         ("eval --profile str", {"strict"}),
         ("tune --recipe fu", {"full"}),
-        ("show ta", {"tasks"}),
-        ("show metrics ble", {"bleu"}),
+        ("show tas", {"tasks"}),
+        ("show metrics exa", {"exact-match"}),
         ("show plugins me", {"metrics"}),
         ("data info vqa", {"vqa-rad"}),
         ("eval --task nothing-like-it", set()),

@@ -75,9 +75,15 @@ def test_ten_thousand_equal_words():
 
 
 def test_worst_values_are_the_upper_ones_where_lower_is_better():
-    for value in make().values:
-        if not value.higher_is_better:
-            assert (value.floor, value.ceiling) == (1.0, 0.0)
+    lower = [value for value in make().values if value.higher_is_better is False]
+    assert {(value.floor, value.ceiling) for value in lower} == {(1.0, 0.0)}
+    assert [value.bounds for value in lower] == [(0.0, 1.0)] * 3
+
+
+def test_a_length_has_a_range_and_no_direction():
+    (words,) = [value for value in make().values if value.name == "answer-words"]
+    assert words.higher_is_better is None
+    assert words.bounds == (0.0, None)
     assert check_metric(AnswerStatistics, PLAIN)["answer-empty"] <= 1
 
 

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from mhe import AnswerProfile, Case, MetricContext, MetricUnavailableError, Sample
+from mhe.testing import check_metric
 from mhe_metrics.accuracy import Accuracy
+from mhe_metrics.bleu import Bleu
+from mhe_metrics.bleu_open import BleuOpen
 from mhe_metrics.exact_match import ExactMatch
+from mhe_metrics.profiles.miss import MISS
 from mhe_metrics.profiles.plain import PLAIN
 from mhe_metrics.profiles.strict import STRICT
 from mhe_metrics.token_f1 import TokenF1
@@ -174,3 +178,58 @@ def test_exact_match():
 def test_token_f1(references, answer, precision, recall, f1):
     found = values(TokenF1, [Case(sample(*references), answer)])
     assert found == pytest.approx({"token-precision": precision, "token-recall": recall, "token-f1": f1})
+
+
+# ---------------------------------------------------------------- BLEU-1 of open answers
+
+OPEN = [
+    Case(sample("right lung", answer_type="open", name="1"), "the right lung"),
+    Case(sample("liver", "the liver and the heart", answer_type="open", name="2"), "liver the the the"),
+    Case(sample("pneumothorax", answer_type="open", name="3"), ""),
+    Case(sample("left upper lobe", answer_type="open", name="4"), "left"),
+]
+CLOSED = [
+    Case(sample("yes", answer_type="closed", name="5"), "yes"),
+    Case(sample("left", answer_type="closed", name="6"), "right"),
+]
+
+
+def test_bleu_1_of_open_answers_worked_by_hand():
+    """Matched 2 + 3 + 0 + 1 (`the` twice: the second reference has it twice) of 3 + 4 + 0 + 1 words.
+
+    The closest references have 2, 5, 1 and 3 words: of 1 and 5 the latter is closer to 4.
+    """
+    (value,) = values(BleuOpen, OPEN + CLOSED).values()
+    assert value == pytest.approx(6 / 8 * np.exp(1 - 11 / 8), abs=1e-15)
+
+
+def test_bleu_1_of_open_answers_is_bleu_over_them_alone():
+    assert values(BleuOpen, OPEN + CLOSED)["bleu-1.open"] == pytest.approx(values(Bleu, OPEN)["bleu-1"], abs=1e-8)
+    assert values(BleuOpen, OPEN + CLOSED) == values(BleuOpen, OPEN)
+    assert values(Bleu, OPEN + CLOSED)["bleu-1"] != pytest.approx(values(Bleu, OPEN)["bleu-1"], abs=1e-3)
+
+
+def test_the_profile_says_what_is_open_and_what_a_word_is():
+    cases = [Case(sample("Left lung.", answer_type="closed"), "left lung")]
+    assert np.isnan(values(BleuOpen, cases)["bleu-1.open"])
+    # Under MISS every reference but yes and no is open, and words are compared as they are spelt.
+    assert values(BleuOpen, cases, MISS)["bleu-1.open"] == 0
+    with pytest.raises(MetricUnavailableError, match="'plain' does not say which questions are open"):
+        values(BleuOpen, cases, PLAIN)
+
+
+def test_bleu_1_of_open_answers_without_a_word_is_zero_and_over_none_is_null():
+    assert values(BleuOpen, [OPEN[2]]) == {"bleu-1.open": 0}
+    assert np.isnan(values(BleuOpen, CLOSED)["bleu-1.open"])
+    assert np.isnan(values(BleuOpen, [])["bleu-1.open"])
+
+
+def test_bleu_1_of_each_open_answer():
+    metric = BleuOpen(BleuOpen.Options(), CONTEXT)
+    found = metric.per_sample(metric.statistics(OPEN + CLOSED, STRICT))["bleu-1.open"]
+    assert found[:4].tolist() == pytest.approx([2 / 3, 3 / 4 * np.exp(1 - 5 / 4), 0, np.exp(-2)])
+    assert np.isnan(found[4:]).all()
+
+
+def test_bleu_1_of_open_answers_keeps_the_contract():
+    assert check_metric(BleuOpen, STRICT, cases=OPEN + CLOSED)

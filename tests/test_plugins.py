@@ -374,6 +374,10 @@ def test_register_profiles():
     check_providers_of("register_profiles", "profiles", "profile")
 
 
+def test_register_taggers():
+    check_providers_of("register_taggers", "taggers", "tagger")
+
+
 def test_register_recipes():
     check_providers_of("register_recipes", "recipes", "recipe")
 
@@ -437,7 +441,7 @@ def test_run_finished():
 
 def test_every_hook_has_its_test():
     names = hook_names()
-    assert len(names) == 12
+    assert len(names) == 13
     missing = [name for name in names if f"test_{name}" not in globals()]
     assert not missing
 

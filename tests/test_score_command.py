@@ -132,7 +132,7 @@ def test_out_keeps_scores_and_statistics(capsys, tmp_path, samples):
     for metric in json.loads(out)["metrics"]:
         assert len(json.loads((out_dir / metric["file"]).read_text(encoding="utf-8"))["ids"]) == 1061
     before = {file: file.read_bytes() for file in out_dir.rglob("*.json")}
-    assert len(before) == 4
+    assert len(before) == 1 + len(json.loads(out)["metrics"]) == 5
     call(capsys, *slake(path, "--out", out_dir, "--json"))
     assert {file: file.read_bytes() for file in out_dir.rglob("*.json")} == before
 

@@ -95,6 +95,9 @@ class FakeCatalog:
             raise UnknownNameError("profile", name, self.profiles)
         return self.profiles[name]
 
+    def open_tagger(self, name, options):
+        raise UnknownNameError("tagger", name, [])
+
 
 TASK = TaskSpec.model_validate(
     {

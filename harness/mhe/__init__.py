@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mhe.documents.pipeline import PipelineSpec
     from mhe.documents.run import RunRecord
     from mhe.documents.task import Generation, TaskSpec
+    from mhe.entity_taggers import EntityTagger, TaggerFactory
     from mhe.errors import (
         DataMissingError,
         DocumentError,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from mhe.fingerprints import fingerprint_folder
     from mhe.hookspecs import hookimpl
     from mhe.images import BytesSource, FileSource, open_image
+    from mhe.model_names import resolve_location
+    from mhe.prompting import replace_messages
     from mhe.protocols import (
         AnswerProfile,
         BackendContext,
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
         RecipeFactory,
         RecipeJob,
         RecipeResult,
+        ScoresTokens,
         TrainingExample,
     )
     from mhe.samples import SampleSet, read_samples
@@ -66,11 +70,13 @@ if TYPE_CHECKING:
         ImageSource,
         Message,
         MetricValue,
+        Preset,
         Provider,
         Request,
         Response,
         Sample,
         Score,
+        TokenChance,
     )
 
 _HOMES = {
@@ -83,6 +89,7 @@ _HOMES = {
     "mhe.documents.pipeline": ("PipelineSpec",),
     "mhe.documents.run": ("RunRecord",),
     "mhe.documents.task": ("Generation", "TaskSpec"),
+    "mhe.entity_taggers": ("EntityTagger", "TaggerFactory"),
     "mhe.errors": (
         "DataMissingError",
         "DocumentError",
@@ -99,6 +106,8 @@ _HOMES = {
     "mhe.fingerprints": ("fingerprint_folder",),
     "mhe.hookspecs": ("hookimpl",),
     "mhe.images": ("BytesSource", "FileSource", "open_image"),
+    "mhe.model_names": ("resolve_location",),
+    "mhe.prompting": ("replace_messages",),
     "mhe.protocols": (
         "AnswerProfile",
         "BackendContext",
@@ -118,6 +127,7 @@ _HOMES = {
         "RecipeFactory",
         "RecipeJob",
         "RecipeResult",
+        "ScoresTokens",
         "TrainingExample",
     ),
     "mhe.samples": ("SampleSet", "read_samples"),
@@ -132,11 +142,13 @@ _HOMES = {
         "ImageSource",
         "Message",
         "MetricValue",
+        "Preset",
         "Provider",
         "Request",
         "Response",
         "Sample",
         "Score",
+        "TokenChance",
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -159,6 +171,7 @@ __all__ = [
     "DatasetReaderFactory",
     "DocumentError",
     "Engine",
+    "EntityTagger",
     "Failure",
     "FileSource",
     "Fingerprint",
@@ -180,6 +193,7 @@ __all__ = [
     "ModelUnusableError",
     "Part",
     "PipelineSpec",
+    "Preset",
     "Profile",
     "Provider",
     "ReadContext",
@@ -197,7 +211,10 @@ __all__ = [
     "SampleSet",
     "SampleSystemError",
     "Score",
+    "ScoresTokens",
+    "TaggerFactory",
     "TaskSpec",
+    "TokenChance",
     "TrainingExample",
     "UserError",
     "__version__",
@@ -208,6 +225,8 @@ __all__ = [
     "open_catalog",
     "open_image",
     "read_samples",
+    "replace_messages",
+    "resolve_location",
     "score",
 ]
 

@@ -13,8 +13,9 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property, partial
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mhe.documents.model import ModelSpec
     from mhe.documents.run import RunRecord
     from mhe.documents.task import TaskSpec
+    from mhe.entity_taggers import EntityTagger, TaggerFactory
     from mhe.protocols import (
         BackendFactory,
         Command,
@@ -41,6 +43,39 @@ T = TypeVar("T")
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 """What users type: lower case, digits, dots, dashes."""
+FAMILY = ":"
+"""The last character of a provider's name that answers to every name with this beginning."""
+ANY_MEMBER = "NAME"
+"""Stands for the rest of such a name in lists."""
+
+
+class Providers(Mapping[str, Provider[T]]):
+    """Names to providers. One registered as `family:` answers to each `family:NAME`, and is listed as that."""
+
+    def __init__(self, named: Mapping[str, Provider[T]]) -> None:
+        self._families = {name: provider for name, provider in named.items() if name.endswith(FAMILY)}
+        self._listed = {
+            f"{name}{ANY_MEMBER}" if name in self._families else name: provider for name, provider in named.items()
+        }
+
+    def __getitem__(self, name: str) -> Provider[T]:
+        family, member = family_of(name)
+        if member and family in self._families:
+            provider = self._families[family]
+            return replace(provider, name=name, load=partial(provider.load, member))
+        return self._listed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._listed)
+
+    def __len__(self) -> int:
+        return len(self._listed)
+
+
+def family_of(name: str) -> tuple[str, str]:
+    """`family:NAME` as `family:` and `NAME`; any other name as two empty texts."""
+    family, colon, member = name.partition(FAMILY)
+    return (family + colon, member) if colon else ("", "")
 
 
 class Catalog:
@@ -64,7 +99,7 @@ class Catalog:
         """Call every listing hook, and return all problems."""
         for names in (
             self.backends, self.models, self.architectures, self.task_folders, self.readers, self.metrics,
-            self.profiles, self.recipes, self.pipelines, self.engines, self.commands,
+            self.profiles, self.taggers, self.recipes, self.pipelines, self.engines, self.commands,
         ):  # fmt: skip
             len(names)
         return self.problems
@@ -113,6 +148,11 @@ class Catalog:
         return self._providers("register_profiles", "profile")
 
     @cached_property
+    def taggers(self) -> Mapping[str, Provider[TaggerFactory]]:
+        """Entity taggers."""
+        return self._providers("register_taggers", "tagger")
+
+    @cached_property
     def recipes(self) -> Mapping[str, Provider[RecipeFactory]]:
         """Recipes."""
         return self._providers("register_recipes", "recipe")
@@ -133,21 +173,29 @@ class Catalog:
         """Sub-commands of plugins."""
         return self._providers("register_commands", "command")
 
-    def _providers(self, hook: str, kind: str) -> dict[str, Provider[T]]:
+    def _providers(self, hook: str, kind: str) -> Providers[T]:
         found: list[tuple[PluginInfo, Provider[T]]] = []
         for info, provider in call_each(self._found, hook, Provider):
             if fault := _provider_fault(provider):
                 info.report(f"{hook} returned a Provider whose {fault}", "See docs/hooks.md.")
             else:
                 found.append((info, provider))
-        return self._unique(kind, found, lambda provider: provider.name)
+        return Providers(self._unique(kind, found, lambda provider: provider.name, families=True))
 
-    def _unique(self, kind: str, found: Iterable[tuple[PluginInfo, T]], name_of: Callable[[T], str]) -> dict[str, T]:
+    def _unique(
+        self,
+        kind: str,
+        found: Iterable[tuple[PluginInfo, T]],
+        name_of: Callable[[T], str],
+        *,
+        families: bool = False,
+    ) -> dict[str, T]:
         named: dict[str, T] = {}
         for info, item in found:
             name = name_of(item)
             owner = self._owners.get((kind, name))
-            if not isinstance(name, str) or (kind != "architecture" and not NAME.fullmatch(name)):
+            own = name.removesuffix(FAMILY) if families else name
+            if not isinstance(name, str) or (kind != "architecture" and not NAME.fullmatch(own)):
                 message = f"the {kind} name {name!r} is refused: lower case, digits, dots and dashes are allowed."
                 info.report(message, "Rename it.")
             elif owner is info:
@@ -162,7 +210,7 @@ class Catalog:
 
     def owner_of(self, kind: str, name: str) -> PluginInfo | None:
         """The plugin behind a name (`kind` is the noun: `task`, `backend`); None where nobody registered it."""
-        return self._owners.get((kind, name))
+        return self._owners.get((kind, name)) or self._owners.get((kind, family_of(name)[0]))
 
     # ------------------------------------------------------------ things
 
@@ -181,6 +229,17 @@ class Catalog:
     def profile(self, name: str) -> Profile:
         """The profile."""
         return self._load("profile", self.profiles, name)
+
+    def tagger(self, name: str) -> TaggerFactory:
+        """The tagger's factory."""
+        return self._load("tagger", self.taggers, name)
+
+    def open_tagger(self, name: str, options: Mapping[str, object]) -> EntityTagger:
+        """The tagger with these options. Raises `UserError` for an option that it does not have as well."""
+        from mhe.documents.base import parse_options
+
+        factory = self.tagger(name)
+        return factory(parse_options(factory.Options, options, f"options of tagger {name!r}"))
 
     def recipe(self, name: str) -> RecipeFactory:
         """The recipe's factory."""
@@ -211,7 +270,8 @@ class Catalog:
             raise self._load_error(kind, name, error) from error
 
     def _load_error(self, kind: str, name: str, error: BaseException, extra: str | None = None) -> MheError:
-        owner = self._owners[kind, name]
+        owner = self.owner_of(kind, name)
+        assert owner is not None
         upgrade = f", or upgrade what it needs: pip install --upgrade 'mhe[{extra}]'" if extra else ""
         return UserError(
             f"the {kind} {name!r} of plugin {owner.name} ({owner.distribution} {owner.version}) cannot be loaded: "

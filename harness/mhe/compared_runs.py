@@ -1,7 +1,7 @@
 """Which runs may stand side by side, and over which samples: everything `mhe compare` checks before it computes.
 
-Runs of one model with different seeds are one side. Nothing is compared that differs in anything but the model: task,
-samples, profile, metric and their versions must be equal, or the comparison is refused with what differs.
+Runs of one model with different seeds are one side. Nothing is compared that differs in anything but the model: task
+or references, samples, profile, metric and their versions must be equal, or it is refused with what differs.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from mhe.boards.run_scores import scores_of_run
 from mhe.errors import DocumentError, UnknownNameError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from mhe.boards.entries import EntryMetric, EntryScores
-    from mhe.documents.run import MetricRecord, RunRecord
+    from mhe.documents.run import MetricRecord
+    from mhe.scored_folders import ScoredFolder
 
 Pair = tuple[str, str]
 """Metric and profile."""
@@ -28,14 +29,8 @@ Pair = tuple[str, str]
 class ScoredRun:
     """One run with the statistics that are compared."""
 
-    record: RunRecord
-    folder: Path
+    of: ScoredFolder
     scores: EntryScores
-
-    @property
-    def seed(self) -> tuple[int | None, int]:
-        """Training seed of a checkpoint, and seed of the run."""
-        return self.record.model.seed, self.record.seed
 
     def entry(self, pair: Pair) -> EntryMetric:
         """Its statistics of a metric under a profile; only pairs that `scored_runs` returned are asked for."""
@@ -71,7 +66,7 @@ class Shared:
 
 
 def scored_runs(
-    runs: Sequence[tuple[RunRecord, Path]], *, metrics: Collection[str] = (), profiles: Collection[str] = ()
+    runs: Sequence[ScoredFolder], *, metrics: Collection[str] = (), profiles: Collection[str] = ()
 ) -> tuple[list[ScoredRun], list[Pair]]:
     """The runs with their statistics of every metric and profile that all of them have, and those pairs.
 
@@ -81,24 +76,25 @@ def scored_runs(
     for score files that are damaged.
     """
     if len(runs) < 2:
-        raise UserError("one run cannot be compared: name two or more run folders. See: mhe show runs")
+        raise UserError("one run cannot be compared: name two or more folders. See: mhe show runs")
     problems = _twice(runs) + _differences(runs)
     if problems:
         raise UserError("\n".join(["these runs cannot be compared:", *(f"  {problem}" for problem in problems)]))
-    for record, folder in runs:
-        if not any(metric.file for metric in record.metrics):
+    for run in runs:
+        if not any(metric.file for metric in run.metrics):
             raise UserError(
-                f"{folder}: no metric of this run has a value. Score it again with the same `mhe eval`, and --metrics."
+                f"{run.folder}: no metric of this run has a value. Score it again with the same `mhe eval`, and "
+                "--metrics."
             )
-    chosen = [_chosen(record, metrics, profiles) for record, _ in runs]
+    chosen = [_chosen(run, metrics, profiles) for run in runs]
     _check_names(runs, chosen, metrics, profiles)
     pairs = [pair for pair in chosen[0] if all(pair in found for found in chosen[1:])]
     problems = _metric_problems(runs, chosen, pairs)
     if problems:
         raise UserError("\n".join(["these runs cannot be compared:", *(f"  {problem}" for problem in problems)]))
     found = [
-        ScoredRun(record, folder, scores_of_run(folder, [metrics_of[pair] for pair in pairs]))
-        for (record, folder), metrics_of in zip(runs, chosen, strict=True)
+        ScoredRun(run, scores_of_run(run.folder, [metrics_of[pair] for pair in pairs]))
+        for run, metrics_of in zip(runs, chosen, strict=True)
     ]
     return found, pairs
 
@@ -112,15 +108,15 @@ def sides_of(runs: Sequence[ScoredRun], *, pool: bool = True) -> list[Side]:
     """
     grouped: dict[str, list[ScoredRun]] = {}
     for number, run in enumerate(runs):
-        grouped.setdefault(_identity(run.record) if pool else str(number), []).append(run)
+        grouped.setdefault(run.of.identity if pool else str(number), []).append(run)
     members: list[list[ScoredRun]] = []
     for group in grouped.values():
-        is_pooled = len({run.seed for run in group}) == len(group)
+        is_pooled = len({(run.of.training_seed, run.of.seed) for run in group}) == len(group)
         members += [group] if is_pooled else [[run] for run in group]
     members.sort(key=lambda group: runs.index(group[0]))
     if len(members) < 2:
         raise UserError(
-            f"all {len(runs)} runs are of {runs[0].record.model.name} with different seeds, which is one side. Name "
+            f"all {len(runs)} runs are of {runs[0].of.model} with different seeds, which is one side. Name "
             "runs of another model, or compare the seeds with each other: --separate"
         )
     return [Side(_letter(place), _label(group), tuple(group)) for place, group in enumerate(members)]
@@ -132,12 +128,12 @@ def shared_samples(runs: Sequence[ScoredRun]) -> Shared:
     common = set(first.ids).intersection(*(run.scores.samples.ids for run in runs[1:]))
     kept = [row for row, sample in enumerate(first.ids) if sample in common]
     if not kept:
-        raise UserError("the runs share no answered sample, so there is nothing to compare. Finish them: mhe eval")
+        raise UserError("the runs share no answered sample, so there is nothing to compare.")
     return Shared(
         ids=tuple(first.ids[row] for row in kept),
         units=tuple(first.units[row] for row in kept),
         groups={group: tuple(labels[row] for row in kept) for group, labels in first.groups.items()},
-        of=runs[0].record.counts.samples,
+        of=runs[0].of.samples,
     )
 
 
@@ -164,17 +160,6 @@ def texts_of(folder: Path, ids: Collection[str]) -> dict[str, str]:
 # ---------------------------------------------------------------- sides
 
 
-def _identity(record: RunRecord) -> str:
-    seed = record.model.seed
-    options = json.dumps(record.backend.key_options, sort_keys=True)
-    if seed is not None:
-        # An adapter's folder names the training seed: NAME/0/adapter.
-        options = options.replace(f"/{record.model.name}/{seed}", f"/{record.model.name}")
-    weights = record.model.fingerprint if seed is None else ""
-    generation = record.generation.model_dump_json()
-    return json.dumps([record.model.name, weights, record.backend.name, options, generation])
-
-
 def _letter(place: int) -> str:
     name = ""
     while place >= 0:
@@ -185,40 +170,31 @@ def _letter(place: int) -> str:
 
 
 def _label(runs: Sequence[ScoredRun]) -> str:
-    model = runs[0].record.model
-    return model.name if model.seed is None or len(runs) > 1 else f"{model.name}@{model.seed}"
+    model, seed = runs[0].of.model, runs[0].of.training_seed
+    return model if seed is None or len(runs) > 1 else f"{model}@{seed}"
 
 
 # ---------------------------------------------------------------- refusals
 
 
-def _twice(runs: Sequence[tuple[RunRecord, Path]]) -> list[str]:
-    keys = [record.run_key for record, _ in runs]
-    return [f"{folder}: given twice" for place, (record, folder) in enumerate(runs) if record.run_key in keys[:place]]
+def _twice(runs: Sequence[ScoredFolder]) -> list[str]:
+    keys = [run.key for run in runs]
+    return [f"{run.folder}: given twice" for place, run in enumerate(runs) if run.key in keys[:place]]
 
 
-_SAME: tuple[tuple[str, Callable[[RunRecord], object]], ...] = (
-    ("task", lambda record: f"{record.task.name} (version {record.task.version})"),
-    ("split", lambda record: record.data.split),
-    ("--limit", lambda record: record.data.limit),
-    ("digest of the task document", lambda record: record.task.digest[:12]),
-    ("digest of the data", lambda record: record.data.digest[:12]),
-)
-
-
-def _differences(runs: Sequence[tuple[RunRecord, Path]]) -> list[str]:
+def _differences(runs: Sequence[ScoredFolder]) -> list[str]:
     """The first thing in which each run differs from the first one: the others mostly follow from it."""
-    first, place = runs[0]
+    first = runs[0]
     problems = []
-    for record, folder in runs[1:]:
-        for what, read in _SAME:
-            if read(record) != read(first):
-                problems.append(f"{what}: {read(first)} in {place}, {read(record)} in {folder}")
+    for run in runs[1:]:
+        for what, value in first.basis.items():
+            if run.basis.get(what) != value:
+                problems.append(f"{what}: {value} in {first.folder}, {run.basis.get(what)} in {run.folder}")
                 break
     return problems
 
 
-def _chosen(record: RunRecord, values: Collection[str], profiles: Collection[str]) -> dict[Pair, MetricRecord]:
+def _chosen(record: ScoredFolder, values: Collection[str], profiles: Collection[str]) -> dict[Pair, MetricRecord]:
     return {
         (metric.metric, metric.profile): metric
         for metric in record.metrics
@@ -229,46 +205,49 @@ def _chosen(record: RunRecord, values: Collection[str], profiles: Collection[str
 
 
 def _check_names(
-    runs: Sequence[tuple[RunRecord, Path]],
+    runs: Sequence[ScoredFolder],
     chosen: Sequence[Mapping[Pair, MetricRecord]],
     values: Collection[str],
     profiles: Collection[str],
 ) -> None:
     """A name that a run does not have is a mistake in the call, not a difference of the runs."""
-    for (record, folder), found in zip(runs, chosen, strict=True):
-        has_profiles = {metric.profile for metric in record.metrics}
-        has_values = {value.name for metric in record.metrics for value in metric.values}
+    for run, found in zip(runs, chosen, strict=True):
+        has_profiles = {metric.profile for metric in run.metrics}
+        has_values = {value.name for metric in run.metrics for value in metric.values}
         for known, asked, kind in ((has_profiles, profiles, "profile"), (has_values, values, "metric value")):
             for name in asked:
                 if name not in known:
-                    hint = f"(in {folder}; the same `mhe eval` with --metrics or --profile adds one without the model)"
+                    hint = f"(in {run.folder}; {_again(run)} with --metrics or --profile adds one without the model)"
                     raise UnknownNameError(kind, name, known, hint)
         for name in values:
             if not any(value.name == name for metric in found.values() for value in metric.values):
-                reasons = {v.reason for m in record.metrics for v in m.values if v.name == name and v.reason}
-                raise UserError(f"{folder}: {name} was not computed: {'; '.join(sorted(reasons)) or 'no statistics'}")
+                reasons = {v.reason for m in run.metrics for v in m.values if v.name == name and v.reason}
+                raise UserError(
+                    f"{run.folder}: {name} was not computed: {'; '.join(sorted(reasons)) or 'no statistics'}"
+                )
 
 
 def _metric_problems(
-    runs: Sequence[tuple[RunRecord, Path]], chosen: Sequence[Mapping[Pair, MetricRecord]], pairs: Sequence[Pair]
+    runs: Sequence[ScoredFolder], chosen: Sequence[Mapping[Pair, MetricRecord]], pairs: Sequence[Pair]
 ) -> list[str]:
     problems = []
-    first, place = chosen[0], runs[0][1]
+    first, place = chosen[0], runs[0].folder
     for name in dict.fromkeys(metric for metric, _ in first):
         if any(pair[0] == name for pair in pairs):
             continue
-        for found, (_, folder) in zip(chosen[1:], runs[1:], strict=True):
+        for found, run in zip(chosen[1:], runs[1:], strict=True):
             here, there = ({profile for metric, profile in side if metric == name} for side in (first, found))
             if there and not here & there:
                 problems.append(
                     f"profile: {name} is scored under {', '.join(sorted(here))} in {place}, under "
-                    f"{', '.join(sorted(there))} in {folder}: `mhe eval` with --profile scores again without the model"
+                    f"{', '.join(sorted(there))} in {run.folder}: {_again(run)} with --profile scores again without "
+                    "the model"
                 )
     for pair in pairs:
-        for found, (_, folder) in zip(chosen[1:], runs[1:], strict=True):
+        for found, run in zip(chosen[1:], runs[1:], strict=True):
             ours, theirs = first[pair], found[pair]
             problems += [
-                f"{what} of {pair[0]} ({pair[1]}): {mine} in {place}, {other} in {folder}"
+                f"{what} of {pair[0]} ({pair[1]}): {mine} in {place}, {other} in {run.folder}"
                 for what, mine, other in (
                     ("metric version", ours.metric_version, theirs.metric_version),
                     ("profile version", ours.profile_version, theirs.profile_version),
@@ -277,9 +256,13 @@ def _metric_problems(
                 if mine != other
             ]
     if not pairs and not problems:
-        problems.append("no metric in common; the same `mhe eval` with --metrics adds one without the model:")
+        problems.append(f"no metric in common; {_again(runs[0])} with --metrics adds one without the model:")
         problems += [
-            f"  {folder}: {', '.join(f'{metric} ({profile})' for metric, profile in found) or 'none asked for'}"
-            for found, (_, folder) in zip(chosen, runs, strict=True)
+            f"  {run.folder}: {', '.join(f'{metric} ({profile})' for metric, profile in found) or 'none asked for'}"
+            for found, run in zip(chosen, runs, strict=True)
         ]
     return problems
+
+
+def _again(run: ScoredFolder) -> str:
+    return f"the same `{run.basis['made by']}`"

@@ -87,7 +87,7 @@ class Difference:
     smallest: float | None
     """The smallest difference that these samples can show; see `mhe.statistics.smallest_difference`."""
     counts: WinCount | None
-    """None where the value means nothing for one sample."""
+    """None where the value means nothing for one sample, or has no direction."""
     groups: Mapping[str, Mapping[str, WinCount]]
     """Group to label to counts."""
     changed: tuple[ChangedSample, ...]
@@ -103,7 +103,7 @@ class ComparedValue:
     name: str
     metric: str
     profile: str
-    higher_is_better: bool
+    higher_is_better: bool | None
     sides: tuple[SideValue, ...]
     differences: tuple[Difference, ...]
 
@@ -195,8 +195,9 @@ class Block:
         groups: dict[str, dict[str, WinCount]] = {}
         changed: list[ChangedSample] = []
         if first is not None and second is not None:
-            counts = self._count(value, place, first, second, range(len(first)))
-            groups = self._groups(value, place, first, second)
+            if value.higher_is_better is not None:
+                counts = self._count(value, place, first, second, range(len(first)))
+                groups = self._groups(value, place, first, second)
             changed = self._changed(first, second)
         return Difference(
             side=self._sides[place].name,

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mhe.boards.acceptance import entry_seed
+from mhe.agreement import agreement_of_texts
 from mhe.boards.verification import MetricShelf
 from mhe.compared_runs import scored_runs, shared_samples, sides_of, texts_of
 from mhe.compared_values import Answer, Block
@@ -23,21 +23,33 @@ from mhe.errors import UnknownNameError
 from mhe.statistics import holm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
+    from mhe.agreement import TextAgreement
     from mhe.catalog import Catalog
     from mhe.compared_runs import Pair, Side
     from mhe.compared_values import ComparedValue
-    from mhe.documents.run import RunRecord
+    from mhe.scored_folders import ScoredFolder
+
+
+@dataclass(frozen=True, slots=True)
+class RunAgreement:
+    """How far a run's texts are those of a run of the first side: of the same seed where that has several."""
+
+    side: str
+    first: Path
+    second: Path
+    """The two folders."""
+    texts: TextAgreement
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Everything that `mhe compare` shows."""
 
-    record: RunRecord
-    """Of the first run; task and data are those of all."""
+    first: ScoredFolder
+    """The first one given; what it answered is what all did."""
     sides: tuple[Side, ...]
     samples: int
     """Compared: answered by every run."""
@@ -50,11 +62,13 @@ class Comparison:
     left_out: tuple[str, ...]
     """Metrics that not every run has."""
     values: tuple[ComparedValue, ...]
+    agreements: tuple[RunAgreement, ...]
+    """None of runs that keep no texts."""
 
 
 def compare(
     catalog: Catalog,
-    runs: Sequence[tuple[RunRecord, Path]],
+    runs: Sequence[ScoredFolder],
     *,
     metrics: Sequence[str] = (),
     profiles: Sequence[str] = (),
@@ -73,29 +87,45 @@ def compare(
     shared = shared_samples([run for side in sides for run in side.runs])
     for group in groups:
         if group not in shared.groups:
-            raise UnknownNameError("group", group, shared.groups, f"(of task {runs[0][0].task.name})")
+            raise UnknownNameError("group", group, shared.groups, f"(of {runs[0].groups_of})")
     shared = replace(shared, groups={name: shared.groups[name] for name in groups or shared.groups})
     shelf = MetricShelf(catalog)
     values = [value for pair in pairs for value in Block(pair, sides, shared, shelf).compared(metrics, samples)]
-    primary = runs[0][0].task.primary
-    order = list(metrics) or [primary]
+    order = list(metrics) or ([runs[0].primary] if runs[0].primary else [])
     values.sort(key=lambda value: order.index(value.name) if value.name in order else len(order))
     values = _answered(_corrected(values), sides)
     return Comparison(
-        record=runs[0][0],
+        first=runs[0],
         sides=tuple(sides),
         samples=len(shared.ids),
         of=shared.of,
         units=len(set(shared.units)),
-        provisional=any(run.record.status != "complete" for run in found),
+        provisional=any(run.status != "complete" for run in runs),
         comparisons=sum(d.p_value is not None for value in values for d in value.differences),
         left_out=() if metrics or profiles else _left_out(runs, pairs),
         values=tuple(values),
+        agreements=_agreements(sides, shared.ids),
     )
 
 
-def _left_out(runs: Sequence[tuple[RunRecord, Path]], pairs: Sequence[Pair]) -> tuple[str, ...]:
-    there = {(metric.metric, metric.profile) for record, _ in runs for metric in record.metrics}
+def _agreements(sides: Sequence[Side], ids: Collection[str]) -> tuple[RunAgreement, ...]:
+    first = sides[0].runs
+    by_seed = {run.of.seed_shown: run for run in first}
+    wanted = set(ids)
+    known = {run.of.folder: texts_of(run.of.folder, wanted) for run in first}
+    found = []
+    for side in sides[1:]:
+        for run in side.runs:
+            partner = first[0] if len(first) == 1 else by_seed.get(run.of.seed_shown)
+            texts = texts_of(run.of.folder, wanted)
+            if partner is not None and texts and known[partner.of.folder]:
+                agreement = agreement_of_texts(known[partner.of.folder], texts)
+                found.append(RunAgreement(side.name, partner.of.folder, run.of.folder, agreement))
+    return tuple(found)
+
+
+def _left_out(runs: Sequence[ScoredFolder], pairs: Sequence[Pair]) -> tuple[str, ...]:
+    there = {(metric.metric, metric.profile) for run in runs for metric in run.metrics}
     return tuple(f"{metric} ({profile})" for metric, profile in sorted(there - set(pairs)))
 
 
@@ -117,7 +147,7 @@ def _answered(values: Sequence[ComparedValue], sides: Sequence[Side]) -> list[Co
     """With what each run of the two sides said on the samples that changed most."""
     wanted = {sample.id for value in values for d in value.differences for sample in d.changed}
     texts = {
-        side.name: [(entry_seed(run.record), texts_of(run.folder, wanted) if wanted else {}) for run in side.runs]
+        side.name: [(run.of.seed_shown, texts_of(run.of.folder, wanted) if wanted else {}) for run in side.runs]
         for side in sides
     }
 

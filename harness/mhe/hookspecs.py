@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from mhe.documents.model import ModelSpec
     from mhe.documents.run import RunRecord
+    from mhe.entity_taggers import TaggerFactory
     from mhe.protocols import (
         BackendFactory,
         Command,
@@ -70,12 +71,21 @@ def register_readers() -> Sequence[Provider[DatasetReaderFactory]]:  # type: ign
 
 @hookspec
 def register_metrics() -> Sequence[Provider[MetricFactory]]:  # type: ignore[empty-body]
-    """Metrics, named by `metrics` in a `task.yaml` and by `--metrics`."""
+    """Metrics, named by `metrics` in a `task.yaml` and by `--metrics`.
+
+    A provider named `family:` answers to each `family:NAME`, as any other kind of provider may: its `load` is called
+    with `NAME`, and raises `mhe.UserError` for one that cannot be.
+    """
 
 
 @hookspec
 def register_profiles() -> Sequence[Provider[Profile]]:  # type: ignore[empty-body]
     """Scoring conventions; `load` returns the profile itself."""
+
+
+@hookspec
+def register_taggers() -> Sequence[Provider[TaggerFactory]]:  # type: ignore[empty-body]
+    """Entity taggers, named by the option `tagger` of metrics that weigh entities more."""
 
 
 @hookspec

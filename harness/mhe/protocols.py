@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
+from mhe.entity_taggers import no_tagger
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
     from mhe.documents.model import ModelSpec
     from mhe.documents.task import TaskSpec
-    from mhe.values import Architecture, BackendDescription, Case, MetricValue, Request, Response, Sample
+    from mhe.entity_taggers import EntityTagger
+    from mhe.values import Architecture, BackendDescription, Case, MetricValue, Request, Response, Sample, TokenChance
 
     FloatArray: TypeAlias = NDArray[np.float64]
 
@@ -119,6 +122,20 @@ class ModelBackend(Protocol):
         ...
 
 
+@runtime_checkable
+class ScoresTokens(Protocol):
+    """A loaded backend that can tell how close the choice of each token was: optional, for `mhe check-backends`."""
+
+    def next_tokens(self, request: Request, before: Sequence[int], most: int) -> Sequence[Sequence[TokenChance]]:
+        """The `most` likeliest tokens at each place of the greedy answer to the request alone, likeliest first.
+
+        The answer is made to begin with the tokens `before`, whatever their chance, and goes on greedily from there;
+        places are counted from the answer's first token, those of `before` included. Raises `SampleError` where the
+        request cannot be answered.
+        """
+        ...
+
+
 class BackendFactory(Protocol):
     """A class with `Options`, called with the model, them and the context. Must be light: see `ModelBackend.describe`.
 
@@ -139,7 +156,12 @@ class BackendFactory(Protocol):
 
 
 class Profile(Protocol):
-    """A scoring convention: how texts are cleaned and, for question answering, when an answer is right."""
+    """A scoring convention: how texts are cleaned and, for question answering, when an answer is right.
+
+    A profile may have two more attributes, for scoring without a task (`mhe score --references`, `mhe.score`):
+    `usual_metrics`, names of the metrics that are computed where none are asked for, and `is_default`, True for the one
+    profile of its kind that is used where none is asked for; it must work on every machine and have `usual_metrics`.
+    """
 
     name: str
     version: str
@@ -226,6 +248,8 @@ class MetricContext:
 
     cache_dir: Path
     device: str | None = None
+    open_tagger: Callable[[str, Mapping[str, object]], EntityTagger] = no_tagger
+    """A registered tagger by name and options. Raises `UserError` for a name or an option that does not exist."""
 
 
 class MetricFactory(Protocol):
@@ -262,6 +286,8 @@ class InputModel:
     spec: ModelSpec
     """Resolved: for a local model `location` is an existing folder."""
     fingerprint: str
+    location: str = ""
+    """As it is recorded: `package:…` stays what it is on every machine. `mhe.resolve_location` finds the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +323,7 @@ class RecipeResult:
     modules: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Module to (all, trainable) parameters."""
     backend: str = "hf"
+    """What loads the folder; see `mhe.model_names.DEFAULT_BACKEND`."""
     options: Mapping[str, object] = field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
     seconds: float = 0.0
@@ -307,6 +334,8 @@ class RecipeResult:
     loads_in: Sequence[str] = ()
     needs_class: str | None = None
     notes: Sequence[str] = ()
+    kept_files: Sequence[str] = ()
+    """Names of text files in the job's folder to keep beside the weights' folder, as its `curve.*` are."""
 
 
 class Recipe(Protocol):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 from mhe.errors import DocumentError
+from mhe.image_folders import ImageFolder, with_images
 from mhe.predictions import doubled_ids, pair_by_id, read_predictions
 from mhe.text_rows import BadRowError, Row, names_of, parse_rows, row_id
 from mhe.values import Case, Sample
@@ -38,18 +39,26 @@ class FilePair:
         return tuple(dict.fromkeys(group for sample in self.samples for group in sample.groups))
 
 
-def read_pair(predictions: Path, references: Path, *, allow_partial: bool = False) -> FilePair:
+def read_pair(
+    predictions: Path, references: Path, *, allow_partial: bool = False, images: Path | None = None
+) -> FilePair:
     """Read and join two files.
 
     References are JSON lines `{"id": …, "references": […]}` or `{"id": …, "reference": "…"}`, or a table (`.csv`,
     `.tsv`) with the columns `id` and `reference` or ImageCLEF's `ID,Caption`. Further fields that are used where they
     are there and not empty: `question`, `answer_type` (closed or open), `image` (what intervals resample by) and
-    `group:NAME` (reported by). For predictions see `read_predictions`. Raises `UserError` for a file that cannot be
-    read, and `DocumentError` with every bad line of both files, else with every doubled, unknown and missing id.
+    `group:NAME` (reported by). For predictions see `read_predictions`. With a folder of `images` each sample gets the
+    one that its `image` names, else that of its id (see `ImageFolder.source`).
+
+    Raises `UserError` for a file that cannot be read and for a folder that is none, and `DocumentError` with every bad
+    line of both files, else with every doubled, unknown and missing id.
     """
+    folder = None if images is None else ImageFolder(images)
     texts, samples = _read_both(predictions, references)
     problems = [f"{references}: {problem}" for problem in doubled_ids((s.id, line) for line, s in samples)]
     known = [sample for _, sample in samples]
+    if folder is not None:
+        known = with_images(known, folder)
     pairs, gaps = pair_by_id(texts, known, where=references.name, allow_partial=allow_partial)
     if problems or gaps:
         raise DocumentError(str(predictions), [*gaps, *problems])

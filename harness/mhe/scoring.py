@@ -124,13 +124,14 @@ def check_scoring(
     metrics: Sequence[str],
     profiles: Sequence[str],
     metric_options: Mapping[str, Mapping[str, object]] | None = None,
-) -> None:
-    """Find a mistake in what is asked for before a model is loaded.
+) -> frozenset[str]:
+    """Find a mistake in what is asked for before a model is loaded. Returns all that the metrics require (`image`, …).
 
     Raises `UnknownNameError` for names, `UserError` for options a metric does not have and for a metric or profile
     of another kind of task, and `MissingExtraError`.
     """
-    _choose(catalog, task, metrics, profiles, metric_options or {})
+    chosen = _choose(catalog, task, metrics, profiles, metric_options or {})
+    return frozenset(name for entry in chosen for name in entry.metric.requires)
 
 
 def uncomputed(records: Sequence[MetricRecord]) -> list[MetricRecord]:
@@ -175,7 +176,7 @@ def _choose(
         if name not in names:
             catalog.metric(name)
             raise UserError(f"metrics.{name}: options for a metric that is not asked for ({', '.join(names)}).")
-    context = MetricContext(cache_dir=cache_dir or default_cache_dir())
+    context = MetricContext(cache_dir=cache_dir or default_cache_dir(), open_tagger=catalog.open_tagger)
     entries = []
     for name in names:
         entry = _open(name, catalog.metric(name), metric_options.get(name, {}), context)
@@ -265,7 +266,8 @@ def _score(scored: _Scored, entry: _Entry, profile: Profile) -> MetricRecord:
 
 def _null(value: MetricValue, reason: str, scored: _Scored) -> ScoreRecord:
     # A metric that is unavailable has no worst case either: nothing is known of what was answered.
-    worst = value.floor if not scored.cases and scored.unanswered else None
+    has_worst = not scored.cases and bool(scored.unanswered) and value.higher_is_better is not None
+    worst = value.floor if has_worst else None
     return ScoreRecord(
         name=value.name,
         value=None,
@@ -273,6 +275,9 @@ def _null(value: MetricValue, reason: str, scored: _Scored) -> ScoreRecord:
         worst_case=worst,
         reason=reason,
         higher_is_better=value.higher_is_better,
+        summary=value.summary,
+        floor=value.floor,
+        ceiling=value.ceiling,
     )
 
 
@@ -315,6 +320,9 @@ def _values(scored: _Scored, metric: Metric, profile: Profile, statistics: Float
                 worst_case=_worst_case(value, total, counted, missing[value.name]) if scored.unanswered else None,
                 reason=NOTHING_COUNTED if math.isnan(total) else None,
                 higher_is_better=value.higher_is_better,
+                summary=value.summary,
+                floor=value.floor,
+                ceiling=value.ceiling,
                 groups={group: by_value[value.name] for group, by_value in groups.items()},
             )
         )
@@ -322,7 +330,7 @@ def _values(scored: _Scored, metric: Metric, profile: Profile, statistics: Float
 
 
 def _worst_case(value: MetricValue, total: float, answered: int, unanswered: int) -> float | None:
-    if value.floor is None or answered + unanswered == 0:
+    if value.floor is None or value.higher_is_better is None or answered + unanswered == 0:
         return None
     earned = 0.0 if answered == 0 else total * answered
     return (earned + value.floor * unanswered) / (answered + unanswered)

@@ -23,11 +23,11 @@ class Provider(Generic[T_co]):
     """A named thing of a plugin, cheap to list: the heavy import sits inside `load`."""
 
     name: str
-    """What a user types."""
+    """What a user types. One that ends with a colon, `family:`, answers to each `family:NAME`."""
     summary: str
     """One line, shown by `mhe show`."""
-    load: Callable[[], T_co]
-    """Imports and returns the thing itself."""
+    load: Callable[..., T_co]
+    """Imports and returns the thing itself. Takes nothing; of a family, what stands after the colon."""
     extra: str | None = None
     """The pip extra that `load` needs, named in the error when an import fails."""
 
@@ -132,6 +132,21 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenChance:
+    """A token that could stand at one place of an answer."""
+
+    id: int
+    token: str
+    """As a person reads it: ` left`, `</s>`."""
+    log_probability: float
+    """Natural logarithm, in float32, over the whole vocabulary."""
+    text: str
+    """The answer up to this token and with it, as the backend decodes answers, not stripped."""
+    is_end: bool = False
+    """Ends the answer, and is no part of its text."""
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
     """What a metric sees: a sample and the answer taken from its response."""
 
@@ -148,10 +163,17 @@ class MetricValue:
     """As shown in tables: `bleu-4`, `accuracy.closed`. Unique over the metrics of a run."""
     summary: str
     floor: float | None = 0.0
-    """The worst possible value, the larger number where lower is better; None where there is none."""
+    """The worst possible value, the larger number where lower is better; None where there is none. Without a direction,
+    the lower end of the range."""
     ceiling: float | None = 1.0
-    """The best possible value; None where there is none."""
-    higher_is_better: bool = True
+    """The best possible value; None where there is none. Without a direction, the upper end of the range."""
+    higher_is_better: bool | None = True
+    """None where neither more nor less is better (a length): never ranked, won or lost."""
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """The smallest and the largest possible value, whichever is the better; None where there is none."""
+        return (self.ceiling, self.floor) if self.higher_is_better is False else (self.floor, self.ceiling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +204,20 @@ class Architecture:
     fusion: tuple[str, ...]
     language: tuple[str, ...]
     notes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Values of a recipe's options as a paper has them.
+
+    A recipe's `Options` may list some in a class attribute `presets`, by name, for `mhe show recipes RECIPE`.
+    """
+
+    source: str
+    """Paper, with table or section."""
+    values: Mapping[str, object]
+    notes: str = ""
+    """What the paper does not say, and where that is taken from."""
 
 
 @dataclass(frozen=True, slots=True)

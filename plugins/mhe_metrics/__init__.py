@@ -12,7 +12,7 @@ from mhe import Provider, hookimpl
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mhe import BackendFactory, MetricFactory, ModelSpec, Profile
+    from mhe import BackendFactory, MetricFactory, ModelSpec, Profile, TaggerFactory
 
 
 def _accuracy() -> MetricFactory:
@@ -33,10 +33,22 @@ def _bertscore() -> MetricFactory:
     return BertScore
 
 
+def _bleurt() -> MetricFactory:
+    from mhe_metrics.bleurt import Bleurt
+
+    return Bleurt
+
+
 def _bleu() -> MetricFactory:
     from mhe_metrics.bleu import Bleu
 
     return Bleu
+
+
+def _bleu_open() -> MetricFactory:
+    from mhe_metrics.bleu_open import BleuOpen
+
+    return BleuOpen
 
 
 def _cider() -> MetricFactory:
@@ -45,10 +57,34 @@ def _cider() -> MetricFactory:
     return Cider
 
 
+def _clinicalbleurt() -> MetricFactory:
+    from mhe_metrics.clinicalbleurt import ClinicalBleurt
+
+    return ClinicalBleurt
+
+
+def _clipscore() -> MetricFactory:
+    from mhe_metrics.clipscore import ClipScore
+
+    return ClipScore
+
+
+def _evaluate(name: str) -> MetricFactory:
+    from mhe_metrics.evaluate_adapter import EvaluateFactory
+
+    return EvaluateFactory(name)
+
+
 def _exact_match() -> MetricFactory:
     from mhe_metrics.exact_match import ExactMatch
 
     return ExactMatch
+
+
+def _medbertscore() -> MetricFactory:
+    from mhe_metrics.medbertscore import MedBertScore
+
+    return MedBertScore
 
 
 def _meteor() -> MetricFactory:
@@ -67,6 +103,12 @@ def _rouge_l() -> MetricFactory:
     from mhe_metrics.rouge_l import RougeL
 
     return RougeL
+
+
+def _spice() -> MetricFactory:
+    from mhe_metrics.spice import Spice
+
+    return Spice
 
 
 def _token_f1() -> MetricFactory:
@@ -141,6 +183,18 @@ def _strict() -> Profile:
     return STRICT
 
 
+def _medcat() -> TaggerFactory:
+    from mhe_metrics.medcat_tagger import MedcatTagger
+
+    return MedcatTagger
+
+
+def _phrases() -> TaggerFactory:
+    from mhe_metrics.phrase_tagger import PhraseTagger
+
+    return PhraseTagger
+
+
 def _majority() -> BackendFactory:
     from mhe_metrics.majority import MajorityBackend
 
@@ -155,11 +209,20 @@ def register_metrics() -> Sequence[Provider[MetricFactory]]:
         Provider("answer-statistics", "length, silence, cut ends, repetition, variety of answers", _answer_statistics),
         Provider("bertscore", "BERTScore precision, recall and F1 under an encoder of your choice", _bertscore, "hf"),
         Provider("bleu", "BLEU-1 to BLEU-4 over the corpus, as COCO's caption evaluation computes them", _bleu),
+        Provider("bleu-open", "BLEU-1 of the answers to open questions", _bleu_open),
+        Provider("bleurt", "BLEURT under a checkpoint of your choice, BERT's or BLEURT-20", _bleurt, "hf"),
         Provider("cider", "CIDEr-D, as COCO's caption evaluation computes it", _cider),
+        Provider("clinicalbleurt", "ClinicalBLEURT under your own checkpoint", _clinicalbleurt, "hf"),
+        Provider("clipscore", "CLIPScore and RefCLIPScore under a CLIP of your choice", _clipscore, "hf"),
+        Provider("evaluate:", "any metric of Hugging Face evaluate, on each sample alone", _evaluate, "evaluate"),
         Provider("exact-match", "share of answers that equal a reference after the profile's cleaning", _exact_match),
+        Provider(
+            "medbertscore", "BERTScore with double weight on medical entities, found by a tagger", _medbertscore, "hf"
+        ),
         Provider("meteor", "METEOR 1.5 by its authors' program, as COCO's evaluation runs it", _meteor, "metrics"),
         Provider("rouge", "ROUGE-1, -2 and -L as Google's rouge_score computes them", _rouge),
         Provider("rouge-l", "ROUGE-L (beta 1.2), as COCO's caption evaluation computes it", _rouge_l),
+        Provider("spice", "SPICE by its authors' program, with your copy of CoreNLP 3.6.0", _spice, "metrics"),
         Provider("token-f1", "clipped token precision, recall and F1 against the best reference", _token_f1),
     ]
 
@@ -197,6 +260,15 @@ def register_profiles() -> Sequence[Provider[Profile]]:
         ),
         Provider("plain", "captions as lower-case words, without Java", _plain),
         Provider("strict", "answers right only if equal to a reference, case and punctuation apart", _strict),
+    ]
+
+
+@hookimpl
+def register_taggers() -> Sequence[Provider[TaggerFactory]]:
+    """Every tagger of entities."""
+    return [
+        Provider("medcat", "UMLS entities found by MedCAT with a model pack of your own", _medcat, "medcat"),
+        Provider("phrases", "the phrases of a file, as whole words", _phrases),
     ]
 
 

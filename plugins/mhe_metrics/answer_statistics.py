@@ -9,8 +9,8 @@
 Words are the profile's. An answer counts for repetition and variety only where it has an n-gram at all. Whether an
 answer was cut is known only from a model's own response: for predictions made elsewhere `answer-cut` is over nothing.
 
-They explain other scores and are no quality of their own. `answer-words` has neither a best nor a worst value, and that
-it is listed as "higher is better" is a form only: compare it with the references' length. Short answers repeat
+They explain other scores and are no quality of their own. `answer-words` has no direction: compare it with the
+references' length. Short answers repeat
 nothing and are all distinct; distinct-n falls with length, so compare it at similar lengths. It is per answer, not over
 the corpus as in Li et al., where it shrinks with the number of answers: a model that says one sentence to every image
 is not found by it.
@@ -52,7 +52,7 @@ class AnswerStatistics:
     kinds = frozenset({"caption", "vqa"})
     requires: frozenset[str] = frozenset()
     values = (
-        MetricValue("answer-words", "mean number of words; neither more nor fewer is better", floor=None, ceiling=None),
+        MetricValue("answer-words", "mean number of words", floor=0.0, ceiling=None, higher_is_better=None),
         MetricValue("answer-empty", "share of answers without a word", 1.0, 0.0, higher_is_better=False),
         MetricValue("answer-cut", "share of answers cut at the token limit", 1.0, 0.0, higher_is_better=False),
         MetricValue(

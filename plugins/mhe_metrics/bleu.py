@@ -13,25 +13,28 @@ Blind to: meaning, word order beyond four words, and, by being precise only, to 
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from mhe import MetricValue, Part
+from mhe_metrics.ngrams import count_ngrams, look_up, word_lengths
 from mhe_metrics.texts import cleaned_cases
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from mhe import Case, MetricContext, Profile
+    from mhe_metrics.ngrams import Integers, NgramCounts
+    from mhe_metrics.texts import CleanedCase
 
     FloatArray = NDArray[np.float64]
 
 ORDERS = 4
 TINY = 1e-15
 SMALL = 1e-9
+PART = 4_000_000
 
 
 class BleuOptions(Part):
@@ -47,7 +50,10 @@ class Bleu:
     kinds = frozenset({"caption", "vqa"})
     requires = frozenset({"references"})
     columns = (*(f"matched-{k}" for k in range(1, 5)), *(f"possible-{k}" for k in range(1, 5)), "reference-length")
-    values = tuple(MetricValue(f"bleu-{k}", f"n-gram precision up to {k} words, corpus") for k in range(1, 5))
+    values = (
+        MetricValue("bleu-1", "share of the answers' words that a reference has; short answers lose"),
+        *(MetricValue(f"bleu-{k}", f"the same of sequences of 1 to {k} words, geometric mean") for k in range(2, 5)),
+    )
 
     def __init__(self, options: BleuOptions, context: MetricContext) -> None:
         del options, context
@@ -56,10 +62,9 @@ class Bleu:
         """Shape (len(cases), 9)."""
         import numpy as np
 
-        rows = [
-            _row(text.answer.split(), [r.split() for r in text.references]) for text in cleaned_cases(cases, profile)
-        ]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.columns))
+        texts = cleaned_cases(cases, profile)
+        rows = [_rows(texts[start:end]) for start, end in _parts(texts)]
+        return np.concatenate([np.zeros((0, len(self.columns))), *rows])
 
     def aggregate(self, sums: FloatArray) -> Mapping[str, FloatArray]:
         """BLEU-1 to BLEU-4 from sums of shape (..., 9)."""
@@ -80,17 +85,45 @@ class Bleu:
         return self.aggregate(statistics)
 
 
-def _row(answer: list[str], references: list[list[str]]) -> list[int]:
-    matched = []
-    for k in range(1, ORDERS + 1):
-        allowed: Counter[tuple[str, ...]] = Counter()
-        for reference in references:
-            allowed |= _ngrams(reference, k)
-        matched.append((_ngrams(answer, k) & allowed).total())
-    possible = [max(0, len(answer) - k + 1) for k in range(1, ORDERS + 1)]
-    closest = min((abs(len(reference) - len(answer)), len(reference)) for reference in references)[1]
-    return [*matched, *possible, closest]
+def _parts(texts: Sequence[CleanedCase]) -> Iterator[tuple[int, int]]:
+    """Runs of cases of about `PART` characters, so that memory does not grow with the number of cases."""
+    start, size = 0, 0
+    for place, text in enumerate(texts):
+        size += len(text.answer) + sum(map(len, text.references))
+        if size > PART:
+            yield start, place + 1
+            start, size = place + 1, 0
+    if start < len(texts):
+        yield start, len(texts)
 
 
-def _ngrams(words: list[str], k: int) -> Counter[tuple[str, ...]]:
-    return Counter(zip(*(words[start:] for start in range(k)), strict=False))
+def _rows(cases: Sequence[CleanedCase]) -> FloatArray:
+    """Shape (len(cases), 9)."""
+    import numpy as np
+
+    answers = [case.answer.split() for case in cases]
+    references = [reference.split() for case in cases for reference in case.references]
+    n_cases, counts = len(cases), [len(case.references) for case in cases]
+    owners = np.concatenate([np.arange(n_cases), np.repeat(np.arange(n_cases), counts)])
+    matched = [_matched(ngrams, owners, n_cases) for ngrams in count_ngrams([*answers, *references], ORDERS)]
+    lengths = word_lengths(answers)
+    possible = [np.maximum(0, lengths - k) for k in range(ORDERS)]
+    others = word_lengths(references)
+    # The closest length, and of two the shorter: the first when sorted by case, distance and length.
+    distances = np.abs(others - lengths[owners[n_cases:]])
+    order = np.lexsort((others, distances, owners[n_cases:]))
+    closest = others[order][np.cumsum([0, *counts[:-1]])]
+    return np.column_stack([*matched, *possible, closest]).astype(np.float64)
+
+
+def _matched(ngrams: NgramCounts, owners: Integers, n_cases: int) -> FloatArray:
+    """Matches of each case's answer, clipped by the reference that has most of the n-gram; shape (n_cases,)."""
+    import numpy as np
+
+    keys, is_answer = ngrams.keys(owners), ngrams.texts < n_cases
+    known, places = np.unique(keys[~is_answer], return_inverse=True)
+    allowed = np.zeros(len(known), dtype=np.int64)
+    np.maximum.at(allowed, places, ngrams.counts[~is_answer])
+    places, is_shared = look_up(keys[is_answer], known)
+    shared = np.minimum(ngrams.counts[is_answer][is_shared], allowed[places[is_shared]])
+    return np.bincount(ngrams.texts[is_answer][is_shared], shared, minlength=n_cases).astype(np.float64)

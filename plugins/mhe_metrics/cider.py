@@ -15,11 +15,10 @@ Blind to: negation and laterality (`no effusion`, `left`), which are frequent wo
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from mhe import MetricValue, Part
+from mhe_metrics.ngrams import count_ngrams, look_up, word_lengths
 from mhe_metrics.texts import cleaned_cases
 
 if TYPE_CHECKING:
@@ -29,12 +28,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mhe import Case, MetricContext, Profile
+    from mhe_metrics.ngrams import Integers, NgramCounts
 
     FloatArray = NDArray[np.float64]
 
 ORDERS = 4
 SIGMA_SQUARED = 6.0**2
-Ngrams = Counter[tuple[str, ...]]
 
 
 class CiderOptions(Part):
@@ -50,7 +49,7 @@ class Cider:
     kinds = frozenset({"caption"})
     requires = frozenset({"references"})
     columns = ("cider", "count")
-    values = (MetricValue("cider", "TF-IDF weighted n-gram agreement with the references", ceiling=10.0),)
+    values = (MetricValue("cider", "shared sequences of 1 to 4 words, rare ones weighing more", ceiling=10.0),)
 
     def __init__(self, options: CiderOptions, context: MetricContext) -> None:
         del options, context
@@ -60,11 +59,10 @@ class Cider:
         import numpy as np
 
         texts = cleaned_cases(cases, profile)
-        answers = [_ngrams(text.answer) for text in texts]
-        references = [[_ngrams(reference) for reference in text.references] for text in texts]
-        weights = _Weights(references)
-        rows = [(weights.cider(a, r), 1.0) for a, r in zip(answers, references, strict=True)]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), 2)
+        values = _cider(
+            [text.answer.split() for text in texts], [[r.split() for r in text.references] for text in texts]
+        )
+        return np.column_stack([values, np.ones(len(texts))])
 
     def aggregate(self, sums: FloatArray) -> Mapping[str, FloatArray]:
         """The mean from sums of shape (..., 2); NaN over no sample."""
@@ -77,47 +75,42 @@ class Cider:
         return self.aggregate(statistics)
 
 
-def _ngrams(text: str) -> Ngrams:
-    words = text.split()
-    return Counter(tuple(words[at : at + k]) for k in range(1, ORDERS + 1) for at in range(len(words) - k + 1))
+def _cider(answers: list[list[str]], references: list[list[list[str]]]) -> FloatArray:
+    """CIDEr-D of each answer, with the weights of the whole set; shape (len(answers),)."""
+    import numpy as np
+
+    n_cases = len(answers)
+    if not n_cases:
+        return np.zeros(0)
+    counts = word_lengths(references)
+    # Texts are the answers, then all references; a case is known by its answer's position.
+    cases = np.concatenate([np.arange(n_cases), np.repeat(np.arange(n_cases), counts)])
+    texts = [*answers, *(reference for group in references for reference in group)]
+    cosines = np.zeros(len(texts))
+    for ngrams in count_ngrams(texts, ORDERS):
+        cosines += _clipped_cosines(ngrams, cases, n_cases)
+    bigrams = np.maximum(word_lengths(texts) - 1, 0)
+    penalties = np.exp(-((bigrams - bigrams[cases]) ** 2) / (2 * SIGMA_SQUARED))
+    totals = np.bincount(cases[n_cases:], (cosines * penalties)[n_cases:], minlength=n_cases)
+    values: FloatArray = 10 * totals / ORDERS / counts
+    return values
 
 
-def _bigrams(ngrams: Ngrams) -> int:
-    return sum(count for ngram, count in ngrams.items() if len(ngram) == 2)
+def _clipped_cosines(ngrams: NgramCounts, cases: Integers, n_cases: int) -> FloatArray:
+    """For each text its clipped product with its case's answer over both norms, 0 where a norm is; shape (texts,)."""
+    import numpy as np
 
-
-Vector = list[dict[tuple[str, ...], float]]
-
-
-class _Weights:
-    """IDF over the references of a set."""
-
-    def __init__(self, references: Sequence[Sequence[Ngrams]]) -> None:
-        frequency: Counter[tuple[str, ...]] = Counter()
-        for one in references:
-            frequency.update(set().union(*one))
-        size = math.log(len(references)) if references else 0.0
-        self._unseen = size
-        self._idf = {ngram: size - math.log(count) for ngram, count in frequency.items()}
-
-    def _vector(self, ngrams: Ngrams) -> tuple[Vector, list[float]]:
-        vector: Vector = [{} for _ in range(ORDERS)]
-        for ngram, count in ngrams.items():
-            vector[len(ngram) - 1][ngram] = count * self._idf.get(ngram, self._unseen)
-        return vector, [math.sqrt(sum(weight * weight for weight in part.values())) for part in vector]
-
-    def cider(self, answer: Ngrams, references: Sequence[Ngrams]) -> float:
-        """CIDEr-D of one answer."""
-        vector, norms = self._vector(answer)
-        length = _bigrams(answer)
-        total = 0.0
-        for reference in references:
-            other, other_norms = self._vector(reference)
-            penalty = math.exp(-((length - _bigrams(reference)) ** 2) / (2 * SIGMA_SQUARED))
-            for part, other_part, norm, other_norm in zip(vector, other, norms, other_norms, strict=True):
-                if norm == 0 or other_norm == 0:
-                    continue
-                shared = part.keys() & other_part.keys()
-                product = sum(min(part[ngram], other_part[ngram]) * other_part[ngram] for ngram in shared)
-                total += penalty * product / (norm * other_norm)
-        return 10 * total / ORDERS / len(references)
+    keys, is_answer = ngrams.keys(cases), ngrams.texts < n_cases
+    in_references = np.sort(keys[~is_answer])
+    is_first = np.concatenate([np.ones(min(1, len(in_references)), dtype=bool), np.diff(in_references) > 0])
+    in_references = in_references[is_first] % ngrams.distinct
+    frequency = np.bincount(in_references, minlength=ngrams.distinct)
+    weights = ngrams.counts * (np.log(n_cases) - np.log(np.maximum(frequency, 1)))[ngrams.ngrams]
+    norms = np.sqrt(np.bincount(ngrams.texts, weights**2, minlength=len(cases)))
+    places, is_shared = look_up(keys, keys[is_answer])
+    own = weights[is_shared]
+    shared = np.minimum(weights[is_answer][places[is_shared]], own) * own
+    products = np.bincount(ngrams.texts[is_shared], shared, minlength=len(cases))
+    both = norms * norms[cases]
+    cosines: FloatArray = np.divide(products, both, out=np.zeros(len(cases)), where=both > 0)
+    return cosines

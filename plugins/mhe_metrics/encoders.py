@@ -106,9 +106,33 @@ class Encoder:
         text = text.strip()
         if not text:
             return ()
-        cut = {"truncation": True, "max_length": self.most_tokens} if self.most_tokens else {"truncation": False}
-        found = tuple(self._tokenizer.encode(self._prefix + text, **cut))
+        found = tuple(self._tokenizer.encode(self._prefix + text, **self._cut_at()))
         return found if any(number not in self._special for number in found) else ()
+
+    def plain_weights(self, tokens: Sequence[int]) -> tuple[float, ...]:
+        """1 for every token but those that open and close a text, which weigh 0."""
+        return tuple(0.0 if number in self.unweighted else 1.0 for number in tokens)
+
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Where each of `tokens(text)` stands in `text`: start and end in characters, blanks at its ends left out.
+
+        Equal numbers for a token that stands nowhere, as special ones do. Raises `MetricUnavailableError` for a
+        tokenizer that does not tell.
+        """
+        if not self._tokenizer.is_fast:
+            raise MetricUnavailableError(
+                f"the encoder's tokenizer ({type(self._tokenizer).__name__}) does not tell where its tokens stand in a "
+                "text: choose an encoder with a fast one (tokenizer.json)"
+            )
+        if not self.tokens(text):
+            return []
+        stripped = text.strip()
+        found = self._tokenizer(self._prefix + stripped, return_offsets_mapping=True, **self._cut_at())
+        shift = len(text) - len(text.lstrip()) - len(self._prefix)
+        return [_trimmed(text, max(start + shift, 0), max(end + shift, 0)) for start, end in found["offset_mapping"]]
+
+    def _cut_at(self) -> dict[str, Any]:
+        return {"truncation": True, "max_length": self.most_tokens} if self.most_tokens else {"truncation": False}
 
     def vectors(self, texts: Sequence[tuple[int, ...]]) -> list[TokenVectors]:
         """The vectors of tokenised texts, none of them empty, in one batch and in the same order."""
@@ -122,6 +146,15 @@ class Encoder:
             states = self._model(input_ids=numbers, attention_mask=mask)[0]
             states = torch.nn.functional.normalize(states, dim=-1)
         return [TokenVectors(tokens, row[: len(tokens)]) for tokens, row in zip(texts, states, strict=True)]
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """Byte-level tokenizers count the blank before a word as its own."""
+    while start < end and text[start].isspace():
+        start += 1
+    while start < end and text[end - 1].isspace():
+        end -= 1
+    return start, end
 
 
 def _cut(model: PreTrainedModel, layer: int | None, folder: Path) -> PreTrainedModel:

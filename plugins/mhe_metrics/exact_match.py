@@ -1,7 +1,12 @@
 """Share of answers that equal one of their references after the profile's cleaning.
 
-An answer without a word is never right, also where a reference cleans to nothing.
-Blind to: everything but equality. Range 0 to 1.
+    exact-match = answers equal to any of their references, both cleaned / answers
+
+An answer without a word is never right, also where a reference cleans to nothing. It is not `accuracy`: that asks the
+profile's own rule, which may accept other answers than equal ones.
+
+Source: Rajpurkar et al., EMNLP 2016 (SQuAD), with the profile's cleaning in the place of theirs.
+Blind to: everything but equality: a right answer in other words is wrong.
 """
 
 from __future__ import annotations

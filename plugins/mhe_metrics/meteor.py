@@ -8,10 +8,13 @@ r"""METEOR 1.5 for English, computed by its authors' Java program, as COCO's cap
 Words, weights and matches are sums over samples: the corpus value is a function of sums, as in the program, where a
 sample that is matched whole and in order counts no chunk. Of several references a sample's best one counts.
 
-The program runs under a client of our own: one process is kept, texts are written on one line each (line ends of
-every kind and the separator `|||` become blanks), and it is given only those of its 5.3 million paraphrases that can
-occur in the texts, from an index built once in the cache folder (20 seconds, 380 MB). The values are the same. Fewer
-than 200 samples use the whole table until the index is there.
+The program runs under a client of our own: processes are kept, one a core, texts are written on one line each (line
+ends of every kind and the separator `|||` become blanks), and it is given only those of its 5.3 million paraphrases
+that can occur in the texts, from an index built once in the cache folder (20 seconds, 380 MB). The values are the
+same. Fewer than 200 samples use the whole table until the index is there.
+
+Where an answer and a reference have more than 20,000 pairs of equal words (a word 142 times on both sides; no caption
+has them) both are cut to as many first words as leave 20,000: beyond, the program takes minutes and its whole memory.
 
 Source: Denkowski and Lavie, WMT 2014; meteor-1.5.jar and paraphrase-en.gz of pycocoevalcap. nltk's METEOR is another
 metric: no paraphrases, no weights of function words, other parameters.
@@ -23,6 +26,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +40,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mhe import Case, MetricContext, Profile
-    from mhe_metrics.meteor_jar import MeteorJar
+    from mhe_metrics.meteor_jar import MeteorJars
+    from mhe_metrics.paraphrase_index import ParaphraseIndex
     from mhe_metrics.texts import CleanedCase
 
     FloatArray = NDArray[np.float64]
@@ -73,7 +78,8 @@ class Meteor:
 
     def __init__(self, options: MeteorOptions, context: MetricContext) -> None:
         del options
-        self._engine = _FilteredJar(context.cache_dir)
+        self._engine = _take_engine(context.cache_dir)
+        weakref.finalize(self, _park, context.cache_dir, self._engine)
 
     def statistics(self, cases: Sequence[Case], profile: Profile) -> FloatArray:
         """Shape (len(cases), 7). Raises `MetricUnavailableError` without Java or the jar, or where it fails twice."""
@@ -121,18 +127,18 @@ def columns_of(numbers: FloatArray) -> FloatArray:
 
 
 class _FilteredJar:
-    """A kept process, and the phrases that its paraphrase table was made for."""
+    """Kept processes, and the phrases that their paraphrase table was made for."""
 
     def __init__(self, cache_dir: Path) -> None:
         self._cache_dir = cache_dir
-        self._jar: MeteorJar | None = None
+        self._jar: MeteorJars | None = None
         self._phrases: Flags | None = None
-        """None where the process has the whole table."""
+        """None where the processes have the whole table."""
 
     def ask(self, texts: Sequence[CleanedCase]) -> list[list[float]]:
         """The jar's 23 numbers for each case."""
         from mhe_metrics.java import find_jar
-        from mhe_metrics.meteor_jar import MeteorJar, safe_text, score_line
+        from mhe_metrics.meteor_jar import MeteorJars, safe_text, score_line
         from mhe_metrics.paraphrase_index import open_index
 
         lines = [score_line(text.answer, text.references) for text in texts]
@@ -141,18 +147,66 @@ class _FilteredJar:
         table = find_jar("meteor", "data", "paraphrase-en.gz")
         index = open_index(table, self._cache_dir, build=len(lines) >= FEW)
         if index is None:
-            self._jar = MeteorJar()
+            self._jar = MeteorJars()
             return self._jar.ask(lines)
-        occurring = index.occurring({safe_text(t) for text in texts for t in (text.answer, *text.references)})
-        if self._jar is not None and self._phrases is not None:
-            if not (occurring & ~self._phrases).any():
-                return self._jar.ask(lines)
-            occurring |= self._phrases
-            self._jar.close()
-        # Kept as long as the process: one that is started again reads the file again.
-        folder = tempfile.mkdtemp(prefix="mhe-meteor-")
-        path = Path(folder) / "paraphrases.gz"
-        index.write_filtered(occurring, path)
-        self._jar, self._phrases = MeteorJar(path), occurring
-        weakref.finalize(self._jar, shutil.rmtree, folder, ignore_errors=True)
-        return self._jar.ask(lines)
+        by_case = [[safe_text(text) for text in (case.answer, *case.references)] for case in texts]
+        occurring = index.occurring({text for case in by_case for text in case})
+        if self._jar is None or self._phrases is None:
+            self._phrases = occurring
+            self._jar = _start(index, occurring)
+            return self._jar.ask(lines)
+        old, known = self._jar, self._phrases
+        self._phrases = occurring | known
+        missing = index.missing(known, self._phrases)
+        if not missing.size:
+            return old.ask(lines)
+        # Only cases with a phrase that the old table lacks need the new one: the others go to the warm processes.
+        needs_new = index.cases_with(missing, by_case)
+        self._jar = _start(index, self._phrases)
+        return _ask_both(old, self._jar, lines, needs_new)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether processes are kept."""
+        return self._jar is not None
+
+
+def _start(index: ParaphraseIndex, phrases: Flags) -> MeteorJars:
+    """Processes with the pairs of these phrases; their file is kept as long, for one that is started again."""
+    from mhe_metrics.meteor_jar import MeteorJars
+
+    folder = tempfile.mkdtemp(prefix="mhe-meteor-")
+    path = Path(folder) / "paraphrases.gz"
+    index.write_filtered(phrases, path)
+    jars = MeteorJars(path)
+    weakref.finalize(jars, shutil.rmtree, folder, ignore_errors=True)
+    return jars
+
+
+def _ask_both(old: MeteorJars, new: MeteorJars, lines: Sequence[str], needs_new: Flags) -> list[list[float]]:
+    """Each line's numbers from `new` where it needs it, else from `old`, which is ended."""
+    asked = {}
+    with ThreadPoolExecutor(2) as threads:
+        for jars, chosen in ((old, ~needs_new), (new, needs_new)):
+            places = chosen.nonzero()[0].tolist()
+            if places:
+                asked[threads.submit(jars.ask, [lines[place] for place in places])] = places
+    old.close()
+    answers: list[list[float]] = [[]] * len(lines)
+    for future, places in asked.items():
+        for place, numbers in zip(places, future.result(), strict=True):
+            answers[place] = numbers
+    return answers
+
+
+_parked: dict[Path, _FilteredJar] = {}
+"""By cache folder the processes of a metric that is gone, for the next one: a second model on the same references."""
+
+
+def _take_engine(cache_dir: Path) -> _FilteredJar:
+    return _parked.pop(cache_dir, None) or _FilteredJar(cache_dir)
+
+
+def _park(cache_dir: Path, engine: _FilteredJar) -> None:
+    if engine.is_started:
+        _parked[cache_dir] = engine

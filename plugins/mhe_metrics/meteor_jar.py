@@ -8,11 +8,17 @@ answer that is not 23 numbers is a failure.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
+import re
 import subprocess
+import sys
 import tempfile
 import threading
 import weakref
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from typing import IO, TYPE_CHECKING
 
 from mhe import MetricUnavailableError
@@ -23,8 +29,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NUMBERS = 23
+WORD = re.compile(r"\w+|[^\w\s]")
+MOST_PAIRS = 20_000
+"""Of equal words. The jar keeps a beam of alignments of all of them: 90,000 took it 5 s and 500 MB, 250,000 (a word
+500 times on both sides) 12 s and all of its 2 GB. Two captions of 30 words have some 100."""
 HEAP = "-Xmx2g"
 """The whole paraphrase table takes about one gigabyte."""
+MOST_PROCESSES = 4
+LINES_A_PROCESS = 500
 START_SECONDS = 180.0
 ANSWER_SECONDS = 60.0
 WORDS_A_SECOND = 100
@@ -36,8 +48,45 @@ class JarFailedError(Exception):
 
 
 def score_line(answer: str, references: Sequence[str]) -> str:
-    """One request: a single line, whatever the texts hold."""
-    return " ||| ".join(("SCORE", *(safe_text(reference) for reference in references), safe_text(answer)))
+    """One request: a single line, whatever the texts hold.
+
+    All are cut to as many of their first words as leave the answer and any reference `MOST_PAIRS` pairs of equal words.
+    """
+    texts = [safe_text(reference) for reference in references]
+    words = min((_comparable_words(answer, text) for text in texts), default=sys.maxsize)
+    if words < sys.maxsize:
+        texts, answer = [_first(text, words) for text in texts], _first(safe_text(answer), words)
+    return " ||| ".join(("SCORE", *texts, safe_text(answer)))
+
+
+def _comparable_words(answer: str, reference: str) -> int:
+    """How many first words of both have at most `MOST_PAIRS` pairs of equal words; `sys.maxsize` where all have."""
+    if (len(answer) + 1) * (len(reference) + 1) <= 4 * MOST_PAIRS:
+        return sys.maxsize
+    ours, theirs = WORD.findall(answer.lower()), WORD.findall(reference.lower())
+    counted = Counter(theirs)
+    if sum(count * counted[word] for word, count in Counter(ours).items()) <= MOST_PAIRS:
+        return sys.maxsize
+    pairs = 0
+    seen: Counter[str] = Counter()
+    other: Counter[str] = Counter()
+    for place, (word, counterpart) in enumerate(zip_longest(ours, theirs)):
+        if word is not None:
+            seen[word] += 1
+            pairs += other[word]
+        if counterpart is not None:
+            other[counterpart] += 1
+            pairs += seen[counterpart]
+        if pairs > MOST_PAIRS:
+            return place
+    return sys.maxsize
+
+
+def _first(text: str, words: int) -> str:
+    for place, found in enumerate(WORD.finditer(text), 1):
+        if place == words:
+            return text[: found.end()]
+    return text
 
 
 def safe_text(text: str) -> str:
@@ -57,12 +106,13 @@ class MeteorJar:
         self._folder = jar.parent
         self._child: _Child | None = None
 
-    def ask(self, lines: Sequence[str]) -> list[list[float]]:
+    def ask(self, lines: Sequence[str], *, places: range | None = None) -> list[list[float]]:
         """The 23 numbers that the jar answers to each line of `score_line`.
 
         A jar that fails is started again once, from the line that it failed at. Raises `MetricUnavailableError`
-        where it fails at the same call again.
+        where it fails at the same call again; `places` says where the lines stand among others, for the message.
         """
+        places = range(len(lines)) if places is None else places
         answers: list[list[float]] = []
         failures: list[str] = []
         while len(answers) < len(lines):
@@ -75,7 +125,8 @@ class MeteorJar:
                 failures.append(str(error))
                 if len(failures) == 2:
                     raise MetricUnavailableError(
-                        f"METEOR's Java program failed twice; at pair {len(answers) + 1} of {len(lines)} it {error}"
+                        f"METEOR's Java program failed twice; at pair {places[len(answers)] + 1} of {places.stop} it "
+                        f"{error}"
                     ) from None
         return answers
 
@@ -84,6 +135,42 @@ class MeteorJar:
         if self._child is not None:
             self._child.close()
             self._child = None
+
+
+class MeteorJars:
+    """Processes with one table that share the lines: as many as there are cores, fewer for few lines."""
+
+    def __init__(self, table: Path | None = None) -> None:
+        self._table = table
+        self._jars: list[MeteorJar] = []
+
+    def ask(self, lines: Sequence[str]) -> list[list[float]]:
+        """As `MeteorJar.ask`, in the order of the lines."""
+        n_jars = max(1, min(_cores(), MOST_PROCESSES, len(lines) // LINES_A_PROCESS))
+        while len(self._jars) < n_jars:
+            self._jars.append(MeteorJar(self._table))
+        if n_jars == 1:
+            return self._jars[0].ask(lines)
+        answers: list[list[float]] = [[]] * len(lines)
+        with ThreadPoolExecutor(n_jars) as threads:
+            asked = [
+                threads.submit(jar.ask, lines[start::n_jars], places=range(start, len(lines), n_jars))
+                for start, jar in enumerate(self._jars[:n_jars])
+            ]
+            for start, future in enumerate(asked):
+                answers[start::n_jars] = future.result()
+        return answers
+
+    def close(self) -> None:
+        """End the processes."""
+        for jar in self._jars:
+            jar.close()
+        self._jars.clear()
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Child:

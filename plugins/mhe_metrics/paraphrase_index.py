@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -25,19 +26,21 @@ from typing import TYPE_CHECKING
 from mhe import MetricUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     Hashes = NDArray[np.uint64]
     Flags = NDArray[np.bool_]
+    Places = NDArray[np.int64]
 
 FORMAT = 1
 LONGEST = 9
 """Runs of letters and digits in the longest phrase of the English table."""
 MULTIPLIER = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
+SIEVE_BITS = 24
 REMEMBERED = 400_000
 """Phrases kept while the index is built: most repeat soon after, and all of them would take half a gigabyte."""
 RUN = re.compile(r"[a-z0-9]+")
@@ -64,6 +67,10 @@ def open_index(table: Path, cache_dir: Path, *, build: bool) -> ParaphraseIndex 
     if not place.is_dir():
         if not build:
             return None
+        # A person waits, and has no other sign of it. Level and stream are those that are seen where nothing is set up.
+        logging.getLogger(__name__).warning(
+            "METEOR: indexing 5.3 million paraphrases, once on this machine (about 20 s, 380 MB in %s) …", place.parent
+        )
         try:
             _build(table, place)
         except OSError as error:
@@ -84,13 +91,49 @@ class ParaphraseIndex:
         """For each distinct phrase of the table whether its letters and digits occur in the texts; shape (phrases,)."""
         import numpy as np
 
-        phrases: Hashes = np.load(self.place / "phrases.npy")
+        phrases = self._phrases()
         found = np.zeros(len(phrases), dtype=bool)
-        for ngrams in _ngram_hashes(texts):
+        # Most runs of words are no phrase, which their first bits tell sooner than a search.
+        sieve = np.zeros(1 << SIEVE_BITS, dtype=bool)
+        shift = np.uint64(64 - SIEVE_BITS)
+        sieve[phrases >> shift] = True
+        for hashes, _ in _ngram_hashes([text] for text in texts):
+            ngrams = np.sort(hashes[sieve[hashes >> shift]])
             rows = np.searchsorted(phrases, ngrams)
             rows[rows == len(phrases)] = 0
             found[rows[phrases[rows] == ngrams]] = True
         return found
+
+    def missing(self, known: Flags, wanted: Flags) -> Hashes:
+        """Phrases of `wanted`, which holds `known`, that `known` lacks and that make a pair in it: hashes, sorted."""
+        import numpy as np
+
+        pairs = np.load(self.place / "pairs.npy", mmap_mode="r")
+        new = wanted & ~known
+        kept = np.flatnonzero(wanted[pairs[0]] & wanted[pairs[1]])
+        rows = np.unique(pairs[:, kept])
+        found: Hashes = self._phrases()[rows[new[rows]]]
+        return found
+
+    def cases_with(self, phrases: Hashes, cases: Sequence[Sequence[str]]) -> Flags:
+        """For each case whether one of the sorted `phrases` occurs in one of its texts; shape (len(cases),)."""
+        import numpy as np
+
+        found = np.zeros(len(cases), dtype=bool)
+        for hashes, owners in _ngram_hashes(cases):
+            if not len(owners):
+                found |= hashes[0] in phrases
+                continue
+            rows = np.minimum(np.searchsorted(phrases, hashes), len(phrases) - 1)
+            found[owners[phrases[rows] == hashes]] = True
+        return found
+
+    def _phrases(self) -> Hashes:
+        """Hashes of the table's distinct phrases, sorted."""
+        import numpy as np
+
+        phrases: Hashes = np.load(self.place / "phrases.npy", mmap_mode="r")
+        return phrases
 
     def write_filtered(self, occurring: Flags, path: Path) -> int:
         """Write the pairs of which both phrases occur to `path`, gzipped, in the table's order; returns how many."""
@@ -108,28 +151,35 @@ class ParaphraseIndex:
         return len(spans)
 
 
-def _ngram_hashes(texts: Iterable[str]) -> Iterable[Hashes]:
-    """Hashes of all runs of 0 to `LONGEST` words of the texts, one sorted array a length."""
+def _ngram_hashes(cases: Iterable[Iterable[str]]) -> Iterator[tuple[Hashes, Places]]:
+    """Hashes of all runs of 0 to `LONGEST` words of the cases' texts and the case of each, one pair a length.
+
+    The run of no words has no case: it is in all.
+    """
     import numpy as np
 
     known: dict[str, int] = {}
-    flat = array("Q")
-    for text in texts:
-        for word in RUN.findall(VANISHING.sub(" ", text).lower()):
-            value = known.get(word)
-            if value is None:
-                value = known[word] = _word_hash(word.encode())
-            flat.append(value)
-        flat.append(0)  # no phrase goes from one text into the next
+    flat, sizes = array("Q"), []
+    for texts in cases:
+        before = len(flat)
+        for text in texts:
+            for word in RUN.findall(VANISHING.sub(" ", text).lower()):
+                value = known.get(word)
+                if value is None:
+                    value = known[word] = _word_hash(word.encode())
+                flat.append(value)
+            flat.append(0)  # no phrase goes from one text into the next
+        sizes.append(len(flat) - before)
     words = np.frombuffer(flat, dtype=np.uint64) if flat else np.zeros(0, dtype=np.uint64)
+    owners = np.repeat(np.arange(len(sizes)), sizes)
     hashes = np.zeros(len(words), dtype=np.uint64)
     # A phrase without an ASCII letter or digit is taken to occur everywhere.
-    yield np.zeros(1, dtype=np.uint64)
+    yield np.zeros(1, dtype=np.uint64), owners[:0]
     for length in range(1, LONGEST + 1):
         if len(words) < length:
             return
         hashes = hashes[: len(words) - length + 1] * np.uint64(MULTIPLIER) + words[length - 1 :]
-        yield np.unique(hashes)
+        yield hashes, owners[: len(hashes)]
 
 
 def _build(table: Path, place: Path) -> None:

@@ -14,14 +14,18 @@ there and not here:
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from mhe import MetricUnavailableError
-from mhe_metrics.java import find_jar, run_jar
+from mhe_metrics.java import run_jar
+from mhe_metrics.tokenizer_jar import ARGUMENTS, TokenizerFailedError, TokenizerJar, find_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+MANY = 400
+"""Lines from which on a process is kept."""
 FENCE = "The"
 FENCE_TOKENS = "the"
 DROPPED = frozenset(
@@ -38,21 +42,35 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
     if not texts:
         return []
     lines = [_one_line(text) for text in texts]
-    output = run_jar(
-        find_jar("tokenizer", "stanford-corenlp-3.4.1.jar"),
-        ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"],
-        "".join(f"{line}\n{FENCE}\n" for line in lines),
-        timeout=60 + sum(map(len, lines)) / 20_000,
-    )
-    found = output.split("\n")
-    fences = found[1::2]
-    if len(found) != 2 * len(lines) + 1 or any(fence.strip() != FENCE_TOKENS for fence in fences):
+    found = _tokenized([line for text in lines for line in (text, FENCE)])
+    if len(found) != 2 * len(lines) or any(fence.strip() != FENCE_TOKENS for fence in found[1::2]):
         raise MetricUnavailableError(
-            f"the tokenizer gave {len(found) - 1} lines for {2 * len(lines)}, or in another order: nothing is scored "
+            f"the tokenizer gave {len(found)} lines for {2 * len(lines)}, or in another order: nothing is scored "
             "rather than captions against their neighbours' references. Please report the captions."
         )
     # Split at blanks only: a fraction such as "21 3/7" may come as one token with a no-break space inside.
-    return [" ".join(token for token in line.rstrip().split(" ") if token not in DROPPED) for line in found[:-1:2]]
+    return [" ".join(token for token in line.rstrip().split(" ") if token not in DROPPED) for line in found[::2]]
+
+
+_kept: list[TokenizerJar] = []
+_turn = threading.Lock()
+
+
+def _tokenized(lines: Sequence[str]) -> list[str]:
+    """The lines that the tokenizer gives for these lines; of many, from a process that is kept for the next call."""
+    timeout = 60 + sum(map(len, lines)) / 20_000
+    if len(lines) >= MANY:
+        with _turn:
+            try:
+                if not _kept:
+                    _kept.append(TokenizerJar())
+                return _kept[0].ask(lines, timeout=timeout)
+            except (TokenizerFailedError, OSError):
+                # A process of its own, below, gives the same lines, or the reason why it cannot.
+                while _kept:
+                    _kept.pop().close()
+    text = "".join(f"{line}\n" for line in lines)
+    return run_jar(find_tokenizer(), ARGUMENTS, text, timeout=timeout).split("\n")[:-1]
 
 
 def _one_line(text: str) -> str:

@@ -25,7 +25,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 from mhe import MetricUnavailableError, MetricValue, Part
-from mhe_metrics.rouge_l import common_subsequence
+from mhe_metrics.rouge_l import longest_common
 from mhe_metrics.texts import cleaned_cases
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def _words(text: str, stem: Callable[[str], str] | None) -> list[str]:
 
 def _best(answer: list[str], references: list[list[str]]) -> tuple[float, float, float]:
     """ROUGE-1, -2 and -L, each against the reference that it is highest for."""
+    length_of = longest_common()
     words, pairs = Counter(answer), _pairs(answer)
     one = two = longest = 0.0
     for reference in references:
@@ -128,7 +129,7 @@ def _best(answer: list[str], references: list[list[str]]) -> tuple[float, float,
             continue
         one = max(one, _f1(shared, len(answer), len(reference)))
         two = max(two, _f1(_shared(pairs, _pairs(reference)), len(answer) - 1, len(reference) - 1))
-        longest = max(longest, _f1(common_subsequence(answer, reference), len(answer), len(reference)))
+        longest = max(longest, _f1(length_of(answer, reference), len(answer), len(reference)))
     return one, two, longest
 
 

@@ -54,11 +54,29 @@ class RougeL:
         """Shape (len(cases), 2)."""
         import numpy as np
 
-        rows = [
-            (_rouge_l(text.answer.split(" "), [r.split(" ") for r in text.references]), 1.0)
-            for text in cleaned_cases(cases, profile)
-        ]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), 2)
+        texts = cleaned_cases(cases, profile)
+        if not texts:
+            return np.zeros((0, 2))
+        length_of = longest_common()
+        common, lengths, answers = [], [], []
+        for text in texts:
+            answer = text.answer.split(" ")
+            answers.append(len(answer))
+            for reference in text.references:
+                words = reference.split(" ")
+                common.append(length_of(answer, words))
+                lengths.append(len(words))
+        starts = np.cumsum([0, *(len(text.references) for text in texts[:-1])])
+        precision = np.maximum.reduceat(common, starts) / answers
+        recall = np.maximum.reduceat(np.divide(common, lengths), starts)
+        some = (precision > 0) & (recall > 0)
+        values = np.divide(
+            (1 + BETA_SQUARED) * precision * recall,
+            recall + BETA_SQUARED * precision,
+            out=np.zeros(len(texts)),
+            where=some,
+        )
+        return np.column_stack([values, np.ones(len(texts))])
 
     def aggregate(self, sums: FloatArray) -> Mapping[str, FloatArray]:
         """The mean from sums of shape (..., 2); NaN over no sample."""
@@ -71,18 +89,8 @@ class RougeL:
         return self.aggregate(statistics)
 
 
-def _rouge_l(answer: list[str], references: list[list[str]]) -> float:
-    length_of = longest_common()
-    common = [length_of(answer, reference) for reference in references]
-    precision = max(common) / len(answer)
-    recall = max(length / len(reference) for length, reference in zip(common, references, strict=True))
-    if precision == 0 or recall == 0:
-        return 0.0
-    return (1 + BETA_SQUARED) * precision * recall / (recall + BETA_SQUARED * precision)
-
-
 @cache
-def longest_common() -> Callable[[list[str], list[str]], int]:
+def longest_common() -> Callable[[Sequence[str], Sequence[str]], int]:
     """`common_subsequence`, or the same whole number from rapidfuzz (extra `metrics`), which is faster."""
     try:
         from rapidfuzz.distance import LCSseq
@@ -91,7 +99,7 @@ def longest_common() -> Callable[[list[str], list[str]], int]:
     return LCSseq.similarity
 
 
-def common_subsequence(first: list[str], second: list[str]) -> int:
+def common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
     """Length of the longest common subsequence of two lists of words.
 
     A row of the usual table is kept as the bits of one integer, so that a word of `second` costs a few operations

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -11,8 +10,7 @@ if TYPE_CHECKING:
     from mhe import Case, Profile
 
 
-@dataclass(frozen=True, slots=True)
-class CleanedCase:
+class CleanedCase(NamedTuple):
     """One answer and its references, cleaned."""
 
     answer: str
@@ -22,8 +20,10 @@ class CleanedCase:
 def cleaned_cases(cases: Sequence[Case], profile: Profile) -> list[CleanedCase]:
     """The cases' texts after `profile.clean`, in one call. Raises what the profile raises."""
     texts = [text for case in cases for text in (case.answer, *case.sample.references)]
-    cleaned = iter(profile.clean(texts))
-    return [
-        CleanedCase(answer=next(cleaned), references=tuple(next(cleaned) for _ in case.sample.references))
-        for case in cases
-    ]
+    cleaned = profile.clean(texts)
+    found, place = [], 0
+    for case in cases:
+        end = place + 1 + len(case.sample.references)
+        found.append(CleanedCase(cleaned[place], tuple(cleaned[place + 1 : end])))
+        place = end
+    return found

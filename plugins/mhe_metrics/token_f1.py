@@ -6,7 +6,8 @@ A token is shared at most as often as the other side has it (clipped): an answer
 can in LLaVA-Med's recall. Of several references the one with the highest F1 counts (then recall, then precision).
 An answer without a word scores 0.
 
-Source: Rajpurkar et al., EMNLP 2016 (SQuAD). Blind to: word order and negation (`not left` for `left` has recall 1).
+Source: Rajpurkar et al., EMNLP 2016 (SQuAD), with the profile's words in the place of theirs.
+Blind to: word order and negation (`not left` for `left` has recall 1).
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,18 @@ from mhe.testing import (
     check_profile,
     check_reader,
     check_recipe,
+    check_tagger,
     check_task,
     tiny_png,
     toy_cases,
 )
 
+ROOT = Path(__file__).parents[2]
 CATALOG = open_catalog()
-KINDS = ("backends", "models", "architectures", "task_folders", "readers", "metrics", "profiles", "recipes", "engines")
+KINDS = (
+    "backends", "models", "architectures", "task_folders", "readers", "metrics", "profiles", "taggers", "recipes",
+    "engines",
+)  # fmt: skip
 SKIPPED_WITHOUT_WEIGHTS = {"hf", "vllm", "server"}
 PROFILE_OF = {"caption": "plain", "vqa": "strict"}
 
@@ -36,19 +42,39 @@ def test_the_catalogue_is_whole():
     assert CATALOG.check_all() == []
     counts = {kind: len(getattr(CATALOG, kind)) for kind in KINDS}
     at_least = {
-        "backends": 3,
-        "models": 3,
-        "architectures": 3,
+        "backends": 4,
+        "models": 10,
+        "architectures": 7,
         "task_folders": 7,
         "readers": 5,
-        "metrics": 6,
-        "profiles": 3,
+        "metrics": 14,
+        "profiles": 11,
+        "taggers": 2,
         "recipes": 1,
         "engines": 1,
     }
     short = {kind: counts[kind] for kind, number in at_least.items() if counts[kind] < number}
     assert not short, f"fewer than {at_least}"
     assert set(counts) == set(at_least)
+
+
+NAMED = re.compile(r"^    name(?:: str)? = \"([a-z0-9.-]+)\"$", flags=re.MULTILINE)
+
+
+def names_in(folder: Path) -> set[str]:
+    """The names that the classes of a folder's modules give themselves."""
+    found = {name for path in folder.glob("*.py") for name in NAMED.findall(path.read_text(encoding="utf-8"))}
+    assert found, f"no named class in {folder}"
+    return found
+
+
+def test_what_lies_in_the_folders_is_registered():
+    """A module that was written and never registered would be found by no other test here."""
+    metrics = ROOT / "plugins" / "mhe_metrics"
+    assert {name for name in CATALOG.metrics if ":" not in name} >= names_in(metrics) - set(CATALOG.taggers)
+    assert set(CATALOG.profiles) == names_in(metrics / "profiles")
+    tasks = {path.parent.name.replace("_", "-") for path in (ROOT / "tasks" / "mhe_tasks").glob("*/task.yaml")}
+    assert set(CATALOG.task_folders) == tasks
 
 
 @over(CATALOG.backends)
@@ -97,6 +123,17 @@ def _kinds_of(factory):
 def test_profile(name):
     try:
         check_profile(CATALOG.profile(name))
+    except MetricUnavailableError as error:
+        pytest.skip(str(error))
+
+
+@over(CATALOG.taggers)
+def test_tagger(name, tmp_path):
+    phrases = tmp_path / "phrases.txt"
+    phrases.write_text("pleural effusion\neffusion\n")
+    options = {"phrases": {"file": str(phrases)}}
+    try:
+        assert any(check_tagger(CATALOG.tagger(name), options=options.get(name)))
     except MetricUnavailableError as error:
         pytest.skip(str(error))
 

@@ -36,9 +36,14 @@ class Contender:
 
 
 def places(
-    contenders: Sequence[Contender], aggregate: Aggregate, value: str, *, higher_is_better: bool = True
+    contenders: Sequence[Contender], aggregate: Aggregate, value: str, *, higher_is_better: bool | None = True
 ) -> dict[str, int]:
-    """Name to place, from 1; contenders without a value have none. Does not depend on the order given."""
+    """Name to place, from 1; contenders without a value have none. Does not depend on the order given.
+
+    Nobody has a place by a value without a direction.
+    """
+    if higher_is_better is None:
+        return {}
     sign = -1.0 if higher_is_better else 1.0
     waiting = sorted((c for c in contenders if c.value is not None), key=lambda c: (sign * (c.value or 0.0), c.name))
     found: dict[str, int] = {}

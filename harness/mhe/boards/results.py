@@ -81,7 +81,7 @@ def rows_of(task: BoardTask, entrants: Sequence[Entrant], entries: Sequence[Entr
         )
         for entrant in present
     ]
-    sign = -1.0 if _is_higher_better(task, of_entrant) else 1.0
+    sign = {True: -1.0, False: 1.0, None: 0.0}[_is_higher_better(task, of_entrant)]
     return sorted(rows, key=lambda row: _sort_key(row, task.primary, sign))
 
 
@@ -101,7 +101,7 @@ def _pin(task: BoardTask, value: str) -> MetricPin:
     return next(pin for pin in task.pins if value in pin.values)
 
 
-def _is_higher_better(task: BoardTask, entries: Mapping[str, Sequence[Entry]]) -> bool:
+def _is_higher_better(task: BoardTask, entries: Mapping[str, Sequence[Entry]]) -> bool | None:
     scores = (score_of(entry, task, task.primary) for found in entries.values() for entry in found)
     return next((score.higher_is_better for score in scores if score is not None), True)
 

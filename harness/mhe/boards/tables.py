@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mhe.boards.group_tables import group_lines
 from mhe.boards.markdown import DASH, code, escaped, fixed, plain_line, short_number, table
 from mhe.boards.pareto import Panel, Point, drawing, front_of
 from mhe.boards.ranking import LEVEL
@@ -44,6 +45,7 @@ def task_section(spec: BoardSpec, task: BoardTask, rows: Sequence[Row]) -> Secti
             names = [row.entrant.name for row in rows if row.entrant.name in drawn]
             files[name] = drawing(f"{task.task}: {task.primary} against cost", task.primary, panels, names)
             lines += _front_lines(task, name, panels, rows)
+        lines += group_lines(task, rows)
     else:
         lines += ["No entry yet.", ""]
     if task.notes:
@@ -52,8 +54,11 @@ def task_section(spec: BoardSpec, task: BoardTask, rows: Sequence[Row]) -> Secti
     return Section((*lines, *(_reported_lines(task, reported) if reported else [])), files)
 
 
-def _directions(task: BoardTask, rows: Sequence[Row]) -> dict[str, bool]:
-    """Whether more is better, for each shown value."""
+ARROWS = {True: " ↑", False: " ↓", None: ""}
+
+
+def _directions(task: BoardTask, rows: Sequence[Row]) -> dict[str, bool | None]:
+    """Whether more is better, for each shown value; None where neither is."""
     found = {}
     for value in task.metrics:
         scores = (score_of(entry, task, value) for row in rows for entry in row.entries)
@@ -62,11 +67,15 @@ def _directions(task: BoardTask, rows: Sequence[Row]) -> dict[str, bool]:
 
 
 def _table(
-    spec: BoardSpec, task: BoardTask, rows: Sequence[Row], panels: Sequence[Panel], directions: Mapping[str, bool]
+    spec: BoardSpec,
+    task: BoardTask,
+    rows: Sequence[Row],
+    panels: Sequence[Panel],
+    directions: Mapping[str, bool | None],
 ) -> list[str]:
     values = [
-        f"{'**' if name == task.primary else ''}{escaped(name)}{'**' if name == task.primary else ''} "
-        f"{'↑' if directions[name] else '↓'}"
+        f"{'**' if name == task.primary else ''}{escaped(name)}{'**' if name == task.primary else ''}"
+        f"{ARROWS[directions[name]]}"
         for name in task.metrics
     ]
     head = ["Rank", "Entrant", "Seeds", *values, *COSTS, "Front"]
@@ -116,6 +125,11 @@ def _legend(task: BoardTask, rows: Sequence[Row]) -> list[str]:
         f"({100 * LEVEL:.0f} %, Holm) shares its rank. In brackets 95 % bootstrap intervals, after ± the deviation "
         "over seeds."
     )
+    if _directions(task, rows)[task.primary] is None:
+        rule = (
+            f"Not ranked: {code(task.primary)} has no direction, neither more nor less is better. In brackets 95 % "
+            "bootstrap intervals, after ± the deviation over seeds."
+        )
     lines = [rule, "Peak memory is the device's where it has its own, else the host's."]
     groups: dict[str, list[str]] = {}
     for row in rows:
@@ -141,8 +155,10 @@ def _listed(names: Sequence[str], rows: Sequence[Row]) -> str:
 # ------------------------------------------------------------ the front
 
 
-def _panels(task: BoardTask, rows: Sequence[Row], *, higher: bool) -> list[Panel]:
-    found = []
+def _panels(task: BoardTask, rows: Sequence[Row], *, higher: bool | None) -> list[Panel]:
+    found: list[Panel] = []
+    if higher is None:
+        return found
     for cost in FRONT_COSTS:
         if cost == "latency p50" and _latency_problem(rows):
             continue

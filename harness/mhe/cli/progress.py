@@ -35,8 +35,11 @@ class ProgressLine:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, phase: str, done: int, total: int, note: str = "") -> None:
-        """Tell how far a phase is; `note` is shown behind its name."""
+    def update(self, phase: str, done: int, total: int, note: str = "", *, is_even: bool = True) -> None:
+        """Tell how far a phase is; `note` is shown behind its name.
+
+        `is_even` is false for parts of unequal cost, such as metrics: a rate over them would tell nothing.
+        """
         if phase != self._phase:
             self._phase, self._start, self._first, self._is_moving = phase, time.monotonic(), done, False
         elif not self._is_moving and done > self._first:
@@ -44,10 +47,10 @@ class ProgressLine:
             self._start, self._first, self._is_moving = time.monotonic(), done, True
         shown = f"{phase}, {note}" if note else phase
         if sys.stderr.isatty():
-            self._draw(shown, done, total)
+            self._draw(shown, done, total, is_even=is_even)
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            say(f"{self._title}: {shown} {done}/{total}{self._pace(done, total)}")
+            say(f"{self._title}: {shown} {done}/{total}{self._pace(done, total) if is_even else ''}")
 
     def _pace(self, done: int, total: int) -> str:
         seconds = time.monotonic() - self._start
@@ -56,17 +59,24 @@ class ProgressLine:
         rate = (done - self._first) / seconds
         return f", {rate:.1f}/s, {(total - done) / rate:.0f} s left"
 
-    def _draw(self, phase: str, done: int, total: int) -> None:
+    def _draw(self, phase: str, done: int, total: int, *, is_even: bool) -> None:
         if self._bar is None:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
 
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
+                TimeRemainingColumn() if is_even else TimeElapsedColumn(),
                 console=Console(stderr=True),
                 transient=True,
             )
@@ -79,5 +89,5 @@ class ProgressLine:
             description=f"{self._title}: {phase}",
             completed=done,
             total=total,
-            rate=f"{(done - self._first) / seconds:.1f}/s" if done > self._first else "",
+            rate=f"{(done - self._first) / seconds:.1f}/s" if is_even and done > self._first else "",
         )

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mhe.cli.readings import direction_text, range_text
 from mhe.cli.tables import table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from mhe.documents.run import Efficiency, MetricRecord, RunRecord
+    from mhe.documents.run import Efficiency, MetricRecord, RunRecord, ScoreRecord
 
 PHANTOM_NOTE = "Phantoms are drawn images: these scores say nothing of medicine."
 
 
-def run_table(record: RunRecord, folder: Path | None = None) -> str:
-    """The run as text: head, values, groups, cost, warnings."""
-    parts = [_head(record), values_table(record.metrics)]
+def run_table(record: RunRecord, folder: Path | None = None, summaries: Mapping[str, str] | None = None) -> str:
+    """The run as text: head, values, groups, cost, warnings. `summaries` as in `values_table`."""
+    parts = [_head(record), values_table(record.metrics, summaries)]
     groups = groups_table(record.metrics, record.task.primary)
     if groups:
         parts.append(groups)
@@ -60,41 +61,117 @@ def number(value: float | None, digits: int = 3) -> str:
     return "—" if value is None else f"{value:.{digits}f}"
 
 
-def values_table(metrics: Sequence[MetricRecord]) -> str:
-    """One row a value: interval, samples, direction, profile."""
-    rows = []
+SHOWN_WITH_INTERVALS = 3
+"""With more profiles than these, intervals are shown for the first only: `--json` and `--out` have them all."""
+READING = (
+    "95 % interval: bootstrap, drawn by image (by patient where known). n: samples that the value is over. "
+    "—: could not be computed."
+)
+
+
+def values_table(metrics: Sequence[MetricRecord], summaries: Mapping[str, str] | None = None) -> str:
+    """All values as a reader needs them: side by side where there are several profiles, then one row a value.
+
+    `summaries` says of each profile, by name, what it is; those it lacks are not explained.
+    """
+    profiles = list(dict.fromkeys(metric.profile for metric in metrics))
+    parts = [_side_by_side(metrics, profiles)] if len(profiles) > 1 else []
+    detailed = profiles if len(profiles) <= SHOWN_WITH_INTERVALS else profiles[:1]
+    parts.append(_detailed([metric for metric in metrics if metric.profile in detailed]))
+    notes = [READING]
+    if len(detailed) < len(profiles):
+        notes.append(f"Intervals are those under {detailed[0]}; --json and --out DIR have those under every profile.")
+    notes += [f"Profile {name}: {summaries[name]}." for name in profiles if summaries and summaries.get(name)]
+    parts.append("\n".join(notes))
+    missing = _not_computed(metrics)
+    return "\n\n".join([*parts, *([missing] if missing else [])])
+
+
+def _detailed(metrics: Sequence[MetricRecord]) -> str:
+    """One row a value: interval, samples, how to read it, profile, what it is."""
+    rows, remarks = [], []
     for metric in metrics:
         for score in metric.values:
-            interval = f"{number(score.low)} to {number(score.high)}" if score.low is not None else "—"
-            remark = score.reason or ("provisional" if metric.provisional else "")
+            is_computed = score.value is not None
+            remark = "provisional" if metric.provisional and is_computed else ""
             if score.worst_case is not None:
                 remark = f"{remark}; {number(score.worst_case)} with the unanswered at the floor".strip("; ")
+            remarks.append(remark)
             rows.append(
                 [
                     score.name,
                     number(score.value),
-                    interval,
+                    f"{number(score.low)} to {number(score.high)}" if score.low is not None else "—",
                     str(score.samples),
-                    "higher is better" if score.higher_is_better else "lower is better",
+                    reading(score),
                     metric.profile,
-                    remark,
+                    score.summary,
                 ]
             )
-    headers = ["metric", "value", "95 % interval", "n", "direction", "profile", ""]
+    headers = ["metric", "value", "95 % interval", "n", "how to read it", "profile", "what it is"]
+    if any(remarks):
+        headers.append("")
+        rows = [[*row, remark] for row, remark in zip(rows, remarks, strict=True)]
     return table(headers, rows, right={1, 3})
 
 
-def groups_table(metrics: Sequence[MetricRecord], primary: str) -> str:
-    """The primary value by group, under the first profile; nothing where the task names no groups."""
+def reading(score: ScoreRecord) -> str:
+    """Range and direction, such as `0 to 1, higher is better`; records of version 1 know no range."""
+    direction = direction_text(score.higher_is_better)
+    if not score.summary:
+        return direction
+    return f"{range_text(score.floor, score.ceiling, score.higher_is_better)}, {direction}"
+
+
+def _side_by_side(metrics: Sequence[MetricRecord], profiles: Sequence[str]) -> str:
+    """One row a value, one column a profile; what differs from the first profile is marked."""
+    found: dict[str, dict[str, ScoreRecord]] = {}
     for metric in metrics:
         for score in metric.values:
-            if score.name == primary and score.groups:
-                rows = [
-                    [group, name, number(value)]
-                    for group, values in score.groups.items()
-                    for name, value in sorted(values.items())
-                ]
-                return table(["group", "", score.name], rows, right={2})
+            found.setdefault(score.name, {})[metric.profile] = score
+    rows = []
+    for name, scores in found.items():
+        # As shown: what agrees to three digits is no difference that a reader could see.
+        shown = {profile: number(score.value) for profile, score in scores.items()}
+        first = shown.get(profiles[0], "—")
+        known = [float(text) for text in shown.values() if text != "—"]
+        spread = max(known) - min(known) if len(known) > 1 else 0.0
+        cells = [
+            f"{text} {'≠' if '—' not in (text, first) and text != first else ' '}"
+            for text in (shown.get(profile, "—") for profile in profiles)
+        ]
+        rows.append([name, *cells, f"{spread:.3f}" if spread else "same" if len(known) > 1 else "—"])
+    headers = ["metric", *[f"{profile}  " for profile in profiles], "differ by"]
+    legend = f"≠: another value than under {profiles[0]}. differ by: the highest less the lowest."
+    return f"{table(headers, rows, right=set(range(1, len(profiles) + 2)))}\n\n{legend}"
+
+
+def _not_computed(metrics: Sequence[MetricRecord]) -> str:
+    """The reason of every dash, once a metric, profile and reason."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for metric in metrics:
+        for score in metric.values:
+            if score.value is None:
+                found.setdefault((score.reason or "no reason is recorded", metric.profile), []).append(score.name)
+    lines = [f"  {', '.join(names)} ({profile}): {reason}" for (reason, profile), names in found.items()]
+    return "\n".join(["Not computed:", *lines]) if lines else ""
+
+
+def groups_table(metrics: Sequence[MetricRecord], primary: str) -> str:
+    """The values of the metric that has the primary one, by group, under the first profile; nothing without groups."""
+    for metric in metrics:
+        if primary not in {score.name for score in metric.values}:
+            continue
+        labels = {(group, label) for score in metric.values for group, found in score.groups.items() for label in found}
+        order = list(next((score.groups for score in metric.values if score.groups), {}))
+        rows = [
+            [group, label, *[number(score.groups.get(group, {}).get(label)) for score in metric.values]]
+            for group, label in sorted(labels, key=lambda pair: (order.index(pair[0]), pair[1]))
+        ]
+        if not rows:
+            return ""
+        headers = ["group", "", *[score.name for score in metric.values]]
+        return f"By group, under {metric.profile}:\n\n{table(headers, rows, right=set(range(2, len(headers))))}"
     return ""
 
 

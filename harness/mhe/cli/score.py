@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from mhe.cli.completion import complete_profile, complete_task
 from mhe.cli.main import catalog_of, say
 from mhe.cli.progress import ProgressLine
 from mhe.cli.settings import by_metric, parse_settings
-from mhe.errors import UserError
+from mhe.errors import DataMissingError, UserError
 
 if TYPE_CHECKING:
     from mhe.catalog import Catalog
@@ -42,21 +43,31 @@ ALL = "all"
     type=click.Choice(["caption", "vqa"]),
     help="With --references: what the predictions are; caption where left out.",
 )
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="With --references: images, for metrics that look at them; found by id, or by the references' field image.",
+)
 @click.option("--split", help="The split that was answered; the task's own where left out.")
 @click.option("--limit", type=int, help="Only the first N samples.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set; its images are not needed.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of the data set; its images are needed only by metrics that look at them.",
+)
 @click.option(
     "--profile",
     "profiles",
     multiple=True,
     shell_complete=complete_profile,
-    help="Scoring profile; the task's own where left out (plain for captions, strict for answers). Repeatable; `all` "
-    "for all that fit.",
+    help="Scoring profile; the task's own where left out, without a task the default one of the kind. Repeatable; "
+    "`all` for all that fit.",
 )
 @click.option(
     "--metrics",
-    help="Metrics, with commas; the task's own where left out (bleu,rouge-l,cider for captions, "
-    "accuracy,exact-match,token-f1 for answers).",
+    help="Metrics, with commas; the task's own where left out, without a task those usual under the profile "
+    "(mhe show profiles NAME).",
 )
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="metrics.NAME.OPTION=…. Repeatable.")
 @click.option("--allow-partial", is_flag=True, help="Score what is there, where samples have no prediction.")
@@ -72,6 +83,7 @@ def score(
     task_name: str | None,
     references: Path | None,
     kind: Kind | None,
+    images: Path | None,
     split: str | None,
     limit: int | None,
     data_dir: Path | None,
@@ -91,7 +103,8 @@ def score(
 
     With --references FILE, texts are scored as they stand against lines {"id": …, "references": […]}, or a table with
     the columns id and reference, or ID and Caption. Used where they are there: answer_type (closed or open), image
-    (intervals resample by it), group:NAME (scores are reported by it), question.
+    (intervals resample by it), group:NAME (scores are reported by it), question. With --images FOLDER the image of a
+    sample is the file that its field image names, with or without the ending, else the file that has its id.
 
     Exit code: 0 when everything was scored, 3 when samples have no prediction or a metric could not be computed, 2 for
     a mistake in the call or the files.
@@ -109,10 +122,10 @@ def score(
         raise UserError("name what is scored against, one of: --task TASK, --references FILE.")
     if references is not None:
         _refuse({"--split": split, "--limit": limit, "--data-dir": data_dir}, "goes with --task, not with --references")
-        joined = _read_files(catalog, file, references, kind or "caption", rules)
+        joined = _read_files(catalog, file, references, kind or "caption", rules, images)
     else:
         assert task_name is not None
-        _refuse({"--kind": kind}, "goes with --references; a task has its kind")
+        _refuse({"--kind": kind, "--images": images}, "goes with --references; a task has its kind and its images")
         joined = _read_task(
             catalog, file, task_name, rules, split=split, limit=limit, data_dir=data_dir, offline=offline
         )
@@ -184,11 +197,21 @@ def _read_task(
     from mhe.digests import digest_of
     from mhe.predictions import join_predictions, read_predictions
     from mhe.samples import load_samples
+    from mhe.scoring import check_scoring
 
     task = catalog.task(task_name)
     names, chosen = _checked(catalog, task, rules, task.metrics)
     predictions = read_predictions(file)
-    data = load_samples(catalog, task, split=split, limit=limit, data_dir=data_dir, offline=offline, need_images=False)
+    needs = check_scoring(catalog, task, metrics=names, profiles=chosen, metric_options=rules.options)
+    load = partial(load_samples, catalog, task, split=split, limit=limit, data_dir=data_dir, offline=offline)
+    try:
+        data = load(need_images="image" in needs)
+    except DataMissingError as error:
+        if "image" not in needs:
+            raise
+        # The texts may be there without the images: what can be computed from them is not lost.
+        data = load(need_images=False)
+        say(f"{error}\nScored without the images: metrics that look at them are null.")
     texts = {prediction.id: prediction.text for prediction in predictions}
     return _Joined(
         task=task,
@@ -197,33 +220,63 @@ def _read_task(
         cases=join_predictions(file, predictions, data, allow_partial=rules.allow_partial),
         samples=data.samples,
         key=digest_of(["predictions", task.key, data.split, data.record.digest, texts]),
-        about={"task": task.key, "primary": task.primary, "data": data.record.model_dump(mode="json")},
+        about={
+            "task": task.key,
+            "primary": task.primary,
+            "phantom": task.phantom,
+            "data": data.record.model_dump(mode="json"),
+        },
         title=f"{file.name} on {task.name} (version {task.version}), split {data.split}",
         primary=task.primary,
         note=PHANTOM_NOTE if task.phantom else "",
     )
 
 
-def _read_files(catalog: Catalog, file: Path, references: Path, kind: Kind, rules: _Rules) -> _Joined:
+def _read_files(
+    catalog: Catalog, file: Path, references: Path, kind: Kind, rules: _Rules, images: Path | None
+) -> _Joined:
     from mhe.digests import digest_of, file_digest
     from mhe.references import read_pair
-    from mhe.text_pairs import METRICS, PROFILES, TextPairs
+    from mhe.text_pairs import TextPairs
+    from mhe.usual_scoring import usual_scoring
 
-    task = TextPairs(references.name, kind, PROFILES[kind])
-    names, chosen = _checked(catalog, task, rules, METRICS[kind])
-    pair = read_pair(file, references, allow_partial=rules.allow_partial)
+    asked = next((name for name in rules.profiles if name != ALL), None)
+    usual = usual_scoring(catalog, kind, profile=asked, metrics=rules.metrics)
+    task = TextPairs(references.name, kind, usual.profile)
+    names, chosen = _checked(catalog, task, rules, usual.metrics)
+    pair = read_pair(file, references, allow_partial=rules.allow_partial, images=images)
     digest = file_digest(references)
+    seen = {} if images is None else _see(images, pair.samples)
     return _Joined(
         task=replace(task, groups=pair.groups),
         metrics=names,
         profiles=chosen,
         cases=pair.cases,
         samples=pair.samples,
-        key=digest_of(["files", digest, {prediction.id: prediction.text for prediction in pair.predictions}]),
-        about={"references": references.name, "references_digest": digest, "kind": kind},
+        key=digest_of(
+            ["files", digest, {prediction.id: prediction.text for prediction in pair.predictions}]
+            + ([seen] if images is not None else [])
+        ),
+        about={
+            "references": references.name,
+            "references_digest": digest,
+            "kind": kind,
+            **({"images": images.name, "images_digest": digest_of(seen)} if images is not None else {}),
+        },
         title=f"{file.name} against {references.name}",
         primary=None,
     )
+
+
+def _see(images: Path, samples: Sequence[Sample]) -> dict[str, str]:
+    """Sample id to the digest of its image; those that were not found are told."""
+    from mhe.image_folders import absent_images
+    from mhe.text_rows import shortened
+
+    if absent := absent_images(samples):
+        lines = shortened([f"{name!r}: {reason}" for name, reason in absent.items()], "more")
+        say("\n  ".join([f"{len(absent)} of {len(samples)} samples have no image in {images}:", *lines]))
+    return {sample.id: image.source.digest() for sample in samples for image in sample.images}
 
 
 def _score(catalog: Catalog, file: Path, joined: _Joined, rules: _Rules, *, out: Path | None, as_json: bool) -> int:
@@ -240,12 +293,15 @@ def _score(catalog: Catalog, file: Path, joined: _Joined, rules: _Rules, *, out:
             metric_options=rules.options,
             run_key=joined.key,
             folder=out,
-            report=lambda what, done, total: line.update(f"score {len(joined.cases)}", done, total, what),
+            report=lambda what, done, total: line.update(
+                f"score {len(joined.cases):,}", done, total, what, is_even=False
+            ),
         )
     document = _document(file, joined, records)
     if out is not None:
         _keep(out, document)
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else _text(joined, records))
+    summaries = {name: profile.summary for name, profile in catalog.profiles.items()}
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False) if as_json else _text(joined, records, summaries))
     return PARTIAL if len(joined.cases) < len(joined.samples) or uncomputed(records) else 0
 
 
@@ -269,7 +325,7 @@ def _keep(out: Path, document: dict[str, object]) -> None:
     say(f"Kept: {place}, with the statistics of each sample in {out / 'scores'}")
 
 
-def _text(joined: _Joined, records: Sequence[MetricRecord]) -> str:
+def _text(joined: _Joined, records: Sequence[MetricRecord], summaries: Mapping[str, str]) -> str:
     from mhe.cli.run_tables import groups_table, values_table
 
     answered, wanted = len(joined.cases), len(joined.samples)
@@ -277,4 +333,4 @@ def _text(joined: _Joined, records: Sequence[MetricRecord]) -> str:
     if answered < wanted:
         head += "\nPARTIAL: values are provisional, over the samples that have one."
     groups = groups_table(records, joined.primary or records[0].values[0].name)
-    return "\n\n".join(part for part in [head, values_table(records), groups, joined.note] if part) + "\n"
+    return "\n\n".join(part for part in [head, values_table(records, summaries), groups, joined.note] if part) + "\n"

@@ -42,13 +42,23 @@ def parse_settings(settings: Sequence[str], scopes: Sequence[str]) -> dict[str, 
 
 
 def by_metric(settings: Mapping[str, object]) -> dict[str, dict[str, object]]:
-    """`{"bertscore.encoder": x}` as `{"bertscore": {"encoder": x}}`. Raises `UserError` for a key without an option."""
+    """`{"bertscore.encoder": x}` as `{"bertscore": {"encoder": x}}`. Raises `UserError` for a key without an option.
+
+    `medbertscore.tagger_options.file` is an option within an option.
+    """
     nested: dict[str, dict[str, object]] = {}
     for key, value in settings.items():
         metric, _, option = key.partition(".")
         if not option:
             raise UserError(f"--set metrics.{key}: give metrics.NAME.OPTION=VALUE.")
-        nested.setdefault(metric, {})[option] = value
+        *outer, last = option.split(".")
+        inner = nested.setdefault(metric, {})
+        for name in outer:
+            found = inner.setdefault(name, {})
+            if not isinstance(found, dict):
+                raise UserError(f"--set metrics.{key}: metrics.{metric}.{name} is set to a value as well.")
+            inner = found
+        inner[last] = value
     return nested
 
 

@@ -228,6 +228,14 @@ _make_list(
     "Scoring conventions.",
 )
 _make_list(
+    "taggers",
+    "tagger",
+    PROVIDER_COLUMNS,
+    _provider_rows("tagger", lambda catalog: catalog.taggers),
+    completion.complete_tagger,
+    "What finds the entities that some metrics weigh more.",
+)
+_make_list(
     "recipes",
     "recipe",
     PROVIDER_COLUMNS,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
 from mhe.cli.option_fields import option_fields
+from mhe.cli.readings import direction_text, range_text
 from mhe.cli.tables import table
 from mhe.errors import UnknownNameError
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mhe.catalog import Catalog
-    from mhe.values import MetricValue
+    from mhe.values import MetricValue, Preset
 
 Details = dict[str, object]
 README = "README.md"
@@ -97,6 +99,7 @@ def _provided(catalog: Catalog, kind: str, name: str) -> Details:
         "backend": catalog.backend,
         "metric": catalog.metric,
         "profile": catalog.profile,
+        "tagger": catalog.tagger,
         "recipe": catalog.recipe,
         "reader": catalog.reader,
         "engine": catalog.engine,
@@ -110,7 +113,7 @@ def _provided(catalog: Catalog, kind: str, name: str) -> Details:
         "extra": getattr(provider, "extra", None),
         **_origin(catalog, kind, name),
     }
-    for field in ("version", "kind", "source", "defects"):
+    for field in ("version", "kind", "source", "defects", "is_default", "usual_metrics"):
         value = getattr(thing, field, None)
         if value is not None and not callable(value):
             found[field] = list(value) if isinstance(value, list | tuple) else value
@@ -119,8 +122,19 @@ def _provided(catalog: Catalog, kind: str, name: str) -> Details:
     options = getattr(thing, "Options", None)
     if isinstance(options, type) and issubclass(options, BaseModel):
         found["options"] = [field.to_json() for field in option_fields(options)]
+        found.update(_presets(options))
     found["about"] = _about(thing)
     return found
+
+
+def _presets(options: type[BaseModel]) -> Details:
+    """What `--set preset=NAME` stands for, of a recipe that has presets."""
+    presets: Mapping[str, Preset] = getattr(options, "presets", {})
+    listed = [
+        {"name": name, "source": preset.source, "values": dict(preset.values), "notes": preset.notes or None}
+        for name, preset in sorted(presets.items())
+    ]
+    return {"presets": listed} if listed else {}
 
 
 def _metric(factory: object) -> Details:
@@ -173,7 +187,7 @@ def _about(thing: object) -> str:
 
 def detail_text(found: Details) -> str:
     """Fields under each other, then options and values as tables, then the docstring."""
-    tables = {"options": _options_table, "values": _values_table}
+    tables = {"options": _options_table, "values": _values_table, "presets": _presets_text}
     lines: list[str] = []
     for key, value in found.items():
         is_rows = key in tables and isinstance(value, list) and all(isinstance(row, dict) for row in value)
@@ -229,12 +243,24 @@ def _options_table(rows: Sequence[Mapping[str, object]]) -> str:
     return table(["option", "type", "default", ""], cells)
 
 
+def _presets_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Each with its options as `--set` takes them."""
+    lines = []
+    for row in rows:
+        values = row["values"]
+        assert isinstance(values, dict)
+        lines += ["", f"preset={row['name']}: {row['source']}"]
+        lines += [f"  {name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
+        lines += [f"  {row['notes']}"] if row["notes"] else []
+    return "\n".join(lines[1:])
+
+
 def _values_table(rows: Sequence[Mapping[str, object]]) -> str:
     cells = [
         [
             str(row["name"]),
-            f"{_bound(row['floor'], '-inf')} to {_bound(row['ceiling'], 'inf')}",
-            "higher is better" if row["higher_is_better"] else "lower is better",
+            _range(row),
+            direction_text(_direction(row)),
             str(row["summary"]),
         ]
         for row in rows
@@ -242,5 +268,11 @@ def _values_table(rows: Sequence[Mapping[str, object]]) -> str:
     return table(["value", "range", "direction", ""], cells)
 
 
-def _bound(value: object, absent: str) -> str:
-    return absent if value is None else f"{value:g}" if isinstance(value, float | int) else str(value)
+def _direction(row: Mapping[str, object]) -> bool | None:
+    found = row["higher_is_better"]
+    return None if found is None else bool(found)
+
+
+def _range(row: Mapping[str, object]) -> str:
+    floor, ceiling = (bound if isinstance(bound, float | int) else None for bound in (row["floor"], row["ceiling"]))
+    return range_text(floor, ceiling, _direction(row), lowest="-inf", highest="inf")

@@ -12,7 +12,16 @@ from mhe.errors import DocumentError
 
 Data = dict[str, Any]
 
-MIGRATIONS: dict[tuple[str, int], Callable[[Data], Data]] = {}
+
+def _as_it_is(data: Data) -> Data:
+    """For a version that only adds fields with defaults, or allows more values."""
+    return data
+
+
+MIGRATIONS: dict[tuple[str, int], Callable[[Data], Data]] = {
+    # Version 2 says what each value is and its range, and allows values without a direction.
+    ("RunRecord", 1): _as_it_is,
+}
 
 
 def migrate(document: str, data: Data, current: int, place: str) -> Data:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -100,7 +100,14 @@ class ScoreRecord(Part):
     worst_case: float | None = None
     """With every unanswered sample at the floor; only for partial runs of metrics that have one."""
     reason: str | None = None
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
+    """None where neither more nor less is better: such a value is never ranked."""
+    summary: str = ""
+    """What the value is, in a few words; empty in records of version 1."""
+    floor: float | None = None
+    """The worst possible value; None where there is none, and in records of version 1."""
+    ceiling: float | None = None
+    """The best possible value; None where there is none, and in records of version 1."""
     groups: dict[str, dict[str, float | None]] = {}
     """Group name to group value to score, for the groups of the task."""
 
@@ -167,6 +174,9 @@ class CodeState(Part):
 class RunRecord(Document):
     """`run.json`, written last."""
 
+    current_version: ClassVar[int] = 2
+
+    schema_version: int = 2
     run_key: str
     status: Literal["complete", "partial"]
     task: TaskRecord

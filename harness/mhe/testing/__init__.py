@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mhe.testing.backend_contract import check_backend, check_engine
-    from mhe.testing.contracts import check_profile, check_reader, check_recipe
+    from mhe.testing.contracts import check_profile, check_reader, check_recipe, check_tagger
     from mhe.testing.metric_contract import check_metric
     from mhe.testing.scripted import ScriptedBackend, ScriptedOptions
     from mhe.testing.task_contract import check_model, check_task
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "mhe.testing.backend_contract": ("check_backend", "check_engine"),
-    "mhe.testing.contracts": ("check_profile", "check_reader", "check_recipe"),
+    "mhe.testing.contracts": ("check_profile", "check_reader", "check_recipe", "check_tagger"),
     "mhe.testing.metric_contract": ("check_metric",),
     "mhe.testing.scripted": ("ScriptedBackend", "ScriptedOptions"),
     "mhe.testing.task_contract": ("check_model", "check_task"),
@@ -56,6 +56,7 @@ __all__ = [
     "check_profile",
     "check_reader",
     "check_recipe",
+    "check_tagger",
     "check_task",
     "tiny_png",
     "toy_cases",

@@ -1,4 +1,4 @@
-"""What every reader, profile and recipe must keep, as functions that a plugin's own tests call.
+"""What every reader, profile, tagger and recipe must keep, as functions that a plugin's own tests call.
 
 Each raises `AssertionError` with the promise that was broken. They hold a plugin to what `mhe.protocols` says, not
 to what its numbers should be.
@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
-from mhe.catalog import NAME
+from mhe.catalog import FAMILY, NAME, family_of
 from mhe.errors import DataMissingError, SampleDataError
 from mhe.protocols import AnswerProfile, ReadContext, RecipeResult
 from mhe.testing.toys import HOSTILE_TEXTS, toy_samples
 from mhe.values import Image, Sample
 
 if TYPE_CHECKING:
+    from mhe.entity_taggers import TaggerFactory
     from mhe.protocols import DatasetReader, DatasetReaderFactory, Profile, RecipeFactory, RecipeJob
 
 Options = Mapping[str, object]
@@ -54,8 +55,8 @@ def checked_options(factory: object, options: Options | None) -> BaseModel:
 
 
 def check_name(name: object, version: object, noun: str) -> None:
-    """A name that can be typed, and a version: a text without blanks."""
-    fits = isinstance(name, str) and NAME.fullmatch(name) is not None
+    """A name that can be typed, alone or as `family:NAME`, and a version: a text without blanks."""
+    fits = isinstance(name, str) and NAME.fullmatch((family_of(name)[0] or name).removesuffix(FAMILY)) is not None
     require(fits, f"a {noun} has a name of lower case, digits, dots and dashes, not {name!r}")
     require(
         isinstance(version, str) and version != "" and version.split() == [version],
@@ -153,6 +154,7 @@ def check_profile(profile: Profile) -> None:
     require(profile.kind in ("caption", "vqa"), f"kind is caption or vqa, not {profile.kind!r}")
     require(bool(profile.source), "a profile names the paper or program whose rules it follows")
     require(not isinstance(profile.defects, str), "defects is a sequence of texts")
+    _check_usual_scoring(profile)
     texts = ["Yes, there is.", *HOSTILE_TEXTS, "3.5 x 2-cm"]
     together = profile.clean(texts)
     require(isinstance(together, list), f"clean() returns a list, not {type(together).__name__}")
@@ -181,6 +183,38 @@ def _check_credit(profile: Profile) -> None:
         require(right > 0 and right >= wrong, f"the reference itself earns most: {right}, a wrong answer {wrong}")
         for text in HOSTILE_TEXTS:
             require(0.0 <= profile.credit(text, sample) <= 1.0, f"credit() lies between 0 and 1: {text[:30]!r}")
+
+
+def _check_usual_scoring(profile: Profile) -> None:
+    usual = getattr(profile, "usual_metrics", ())
+    fine = not isinstance(usual, str) and all(isinstance(name, str) and NAME.match(name) for name in usual)
+    require(fine, f"usual_metrics is a sequence of metric names, not {usual!r}")
+    is_default = getattr(profile, "is_default", False)
+    require(isinstance(is_default, bool), f"is_default is True or False, not {is_default!r}")
+    require(bool(usual) or not is_default, "the default profile of a kind names its usual_metrics")
+
+
+def check_tagger(factory: TaggerFactory, *, options: Options | None = None) -> list[list[tuple[int, int]]]:
+    """Spans lie inside their texts, whatever these are and in whatever order. Returns those of hostile texts.
+
+    Raises `AssertionError` with the promise that was broken; `MetricUnavailableError` passes through.
+    """
+    tagger = factory(checked_options(factory, options))
+    check_name(tagger.name, tagger.version, "tagger")
+    texts = ["A large pleural effusion.", *HOSTILE_TEXTS, "no effusion"]
+    found = tagger.spans(texts)
+    require(isinstance(found, list) and len(found) == len(texts), "spans() returns one list for each text")
+    for text, spans in zip(texts, found, strict=True):
+        told = f"{text[:30]!r}: {spans!r}"[:200]
+        inside = all(0 <= start < end <= len(text) for start, end in spans)
+        require(inside, f"a span is start and end, in characters of the text, and not empty: {told}")
+        require(list(spans) == sorted(spans), f"spans are ordered: {told}")
+    require(tagger.spans(texts[::-1]) == found[::-1], "spans() looks at each text alone, whatever its neighbours")
+    require(tagger.spans([]) == [], "spans() of nothing is nothing")
+    resources = tagger.resources
+    fine = isinstance(resources, Mapping) and all(isinstance(x, str) for pair in resources.items() for x in pair)
+    require(fine, f"resources map names to digests, not {resources!r}")
+    return found
 
 
 def check_recipe(

@@ -14,6 +14,7 @@ from mhe.testing.contracts import Options, check_name, checked_options, require
 from mhe.testing.toys import HOSTILE_TEXTS, ToyProfile, toy_cases
 
 if TYPE_CHECKING:
+    from mhe.entity_taggers import EntityTagger
     from mhe.protocols import FloatArray, Metric, MetricFactory, Profile
     from mhe.values import Case, MetricValue
 
@@ -42,7 +43,8 @@ def check_metric(
     import numpy as np
 
     with TemporaryDirectory() as cache:
-        metric = factory(checked_options(factory, options), MetricContext(cache_dir=Path(cache)))
+        context = MetricContext(cache_dir=Path(cache), open_tagger=_open_installed_tagger)
+        metric = factory(checked_options(factory, options), context)
         _check_declarations(metric)
         if profile is None:
             profile = ToyProfile("vqa" if "vqa" in metric.kinds else "caption")
@@ -76,6 +78,12 @@ def check_metric(
     return values
 
 
+def _open_installed_tagger(name: str, options: Mapping[str, object]) -> EntityTagger:
+    from mhe.catalog import open_catalog
+
+    return open_catalog().open_tagger(name, options)
+
+
 def _check_declarations(metric: Metric) -> None:
     check_name(metric.name, metric.version, "metric")
     require(bool(metric.kinds) and set(metric.kinds) <= KINDS, f"kinds are of {sorted(KINDS)}: {metric.kinds!r}")
@@ -87,7 +95,7 @@ def _check_declarations(metric: Metric) -> None:
     for value in metric.values:
         require(bool(value.summary), f"the value {value.name} has a summary")
         if value.floor is not None and value.ceiling is not None:
-            is_upside_down = (value.ceiling > value.floor) is not value.higher_is_better
+            is_upside_down = (value.ceiling > value.floor) is (value.higher_is_better is False)
             told = f"floor (worst) {value.floor:g}, ceiling (best) {value.ceiling:g}"
             require(not is_upside_down, f"higher_is_better of {value.name} is {value.higher_is_better}; {told}")
 
@@ -131,7 +139,7 @@ def _check_bounds(metric: Metric, values: Mapping[str, float]) -> None:
         number = values[value.name]
         if math.isnan(number):
             continue
-        low, high = (value.floor, value.ceiling) if value.higher_is_better else (value.ceiling, value.floor)
+        low, high = value.bounds
         require(low is None or number >= low - CLOSE, f"{value.name}: {number} is below its {_end(value, low)}")
         require(high is None or number <= high + CLOSE, f"{value.name}: {number} is above its {_end(value, high)}")
 
@@ -148,6 +156,8 @@ def _check_direction(metric: Metric, profile: Profile, cases: Sequence[Case]) ->
     best = _aggregated(metric, metric.statistics(right, profile).sum(axis=0))
     worst = _aggregated(metric, metric.statistics(empty, profile).sum(axis=0))
     for value in metric.values:
+        if value.higher_is_better is None:
+            continue
         sign = 1 if value.higher_is_better else -1
         is_upside_down = sign * (best[value.name] - worst[value.name]) < -CLOSE
         told = f"references earn {best[value.name]}, empty answers {worst[value.name]}"

@@ -107,7 +107,10 @@ def toy_cases(n: int, kind: Kind = "vqa") -> list[Case]:
 
 
 def toy_task(kind: Kind = "vqa", **changes: object) -> TaskSpec:
-    """A valid task named `toy` of the reader `toy`; `changes` are keys of `task.yaml`. Raises pydantic's error."""
+    """A valid task named `toy` of the reader `toy`; `changes` are keys of `task.yaml`. Raises pydantic's error.
+
+    Its metric and profile are of mhe's own plugin; a test without that plugin names others in `changes`.
+    """
     metrics = ("accuracy",) if kind == "vqa" else ("bleu",)
     task = TaskSpec(
         name="toy",

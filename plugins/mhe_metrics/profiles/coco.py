@@ -1,4 +1,12 @@
-"""`coco`: captions as Penn Treebank tokens, as COCO's caption evaluation prepares them."""
+"""`coco`: captions as Penn Treebank tokens, as COCO's caption evaluation prepares them.
+
+    words = tokens of Stanford's PTBTokenizer in lower case, without the tokens that are punctuation
+
+A caption is tokenized on its own: line ends inside it become blanks, and its tokens do not depend on its neighbours.
+`3.5 x 2-cm (left)` becomes `3.5 x 2-cm -lrb- left -rrb-`.
+
+Blind to: case, and punctuation that is a token of its own.
+"""
 
 from __future__ import annotations
 

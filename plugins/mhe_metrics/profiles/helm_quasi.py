@@ -1,9 +1,12 @@
 r"""`helm-quasi`: HELM's quasi-exact match, the same for open and closed questions.
 
-Lower case, ASCII punctuation deleted, the articles a, an, the deleted, white space unified; then an answer is right if
-it equals any reference. HELM's exact match (equality after stripping white space) is stricter and no profile of its
-own; its token F1 is the metric `token-f1`, except that HELM counts each word once. HELM knows no question types: they
-are the data set's.
+    credit = 1 if cleaned(answer) equals cleaned(reference) for any reference, else 0
+
+Cleaned: lower case, ASCII punctuation deleted, the articles a, an, the deleted, white space unified. HELM's exact
+match (equality after stripping white space) is stricter and no profile of its own; its token F1 is the metric
+`token-f1`, except that HELM counts each word once. HELM knows no question types: they are the data set's.
+
+Blind to: right answers in other words or another order (`Yes, there is.` is wrong for `Yes`).
 """
 
 from __future__ import annotations

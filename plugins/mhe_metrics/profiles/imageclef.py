@@ -1,7 +1,11 @@
 r"""`imageclef`: captions as the organisers of ImageCLEFmedical prepare them.
 
-Lower case, then each run of digits becomes `number`, then ASCII punctuation is deleted, in this order: `3.5 x 2-cm`
-becomes `numbernumber x numbercm`. White space is unified, which changes no score that works on words.
+    words = split at blanks(delete ASCII punctuation(replace each run of digits by `number`(lower case)))
+
+In this order: `3.5 x 2-cm` becomes `numbernumber x numbercm`. White space is unified, which changes no score that works
+on words.
+
+Blind to: case, punctuation, and every number: sizes, counts and levels of the spine are all alike.
 """
 
 from __future__ import annotations

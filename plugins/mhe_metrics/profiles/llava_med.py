@@ -1,15 +1,17 @@
 """`llava-med`: closed answers by substring, open ones by token recall.
 
-Texts are cleaned as in the VQA v2 evaluation (`mhe_metrics.vqa_cleaning`). A closed answer is right if it contains
-`yes` or `no`, and contains the reference, anywhere, inside other words too. An open answer earns the recall
+    closed:   credit = 1 if the answer contains `yes` or `no` and contains the reference, else 0
+    open:     credit = tokens of the answer that the reference has / (these + tokens of the reference that it lacks)
 
-    tokens of the answer that the reference has / (these + tokens of the reference that the answer lacks)
-
-in which a token that the answer repeats counts each time. The accuracy is the mean of both, so that a part of an
-answer earns a part of a point. Where a data set names no type, a question is closed if its references are yes or no.
+Texts are cleaned as in the VQA v2 evaluation (`mhe_metrics.vqa_cleaning`). A closed answer contains a word anywhere,
+inside other words too. In an open answer a token that it repeats counts each time. The accuracy is the mean of both,
+so that a part of an answer earns a part of a point. Where a data set names no type, a question is closed if its
+references are yes or no.
 
 The first release of the script left a wrong closed answer that contains `yes` or `no` out of the count, which raised
 its closed accuracy; this was mended in December 2023, and here too such an answer counts as 0.
+
+Blind to: everything that an answer says besides: length, contradiction, word order.
 """
 
 from __future__ import annotations

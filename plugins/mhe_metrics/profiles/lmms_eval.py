@@ -1,8 +1,12 @@
 """`lmms-eval`: whole answers compared after a light cleaning, yes and no under several words.
 
-Lower case; text in round brackets goes; punctuation becomes blanks; an answer that is `x ray` becomes `xray`; an answer
-that is, as a whole, one of yes, yeah, yep, true becomes yes, and one of no, nope, false becomes no; the Chinese words
-likewise. Then an answer is right if it equals a reference, open or closed. The rules are those of the task SLAKE.
+    credit = 1 if cleaned(answer) equals cleaned(reference) for any reference, else 0
+
+Cleaned: lower case; text in round brackets goes; punctuation becomes blanks; an answer that is `x ray` becomes
+`xray`; an answer that is, as a whole, one of yes, yeah, yep, true becomes yes, and one of no, nope, false becomes no;
+the Chinese words likewise. Open and closed questions are judged alike. The rules are those of the task SLAKE.
+
+Blind to: right answers in other words or another order, and what stands in brackets.
 """
 
 from __future__ import annotations

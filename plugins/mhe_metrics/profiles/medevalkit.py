@@ -3,11 +3,16 @@ r"""`medevalkit`: MedEvalKit's rules for VQA-RAD; `medevalkit-slake` has those f
 MedEvalKit judges the same answer by other rules in each data set, so there are two profiles: take the one of the data
 set when comparing with its published numbers.
 
+    closed:   credit = 1 if exactly one of `yes` and `no` occurs in the answer, and it is the reference, else 0
+    open:     credit = 1 if the answer equals the reference, lower case and surrounding white space apart, else 0
+
 A question is closed if its reference is yes or no, whatever the data set says; the answer is right if exactly one of
 the substrings `yes` and `no` occurs in it, inside other words too, and it is the reference. An open answer is right if
 it equals the reference, lower case and surrounding white space apart. The answer is taken from `\boxed{...}`,
 `<answer>...</answer>`, or after `answer is` and the like, where the response has these. The judge by a language model
 that MedEvalKit offers instead is left out.
+
+Blind to: what a closed answer says besides yes or no; open answers in other words.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
 """`medevalkit-slake`: MedEvalKit's rules for SLAKE; `medevalkit` has those for VQA-RAD.
 
+    credit = 1 if the answer equals the reference in lower case, else 0
+
 A question is open if the data set says so, else closed. An answer is right if it equals the reference, lower case
 apart; from closed answers line feeds and full stops are deleted first. A closed reference spelt `yes` or `no` in lower
 case, which SLAKE itself does not have, is judged as in `medevalkit`. The answer is found in the response as there.
+
+Blind to: right answers in other words, in another order, or with any further word.
 """
 
 from __future__ import annotations

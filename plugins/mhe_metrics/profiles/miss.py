@@ -1,11 +1,16 @@
 """`miss`: closed answers right only as the very words yes, Yes, no, No; MISS and MILE.
 
+    closed:   credit = 1 if the answer is the reference in one of its two spellings (yes, Yes; no, No), else 0
+    open:     credit = 1 if the answer equals the reference, case and surrounding white space apart, else 0
+
 A question is closed if its reference is spelt yes, Yes, no or No, whatever the data set says. A closed answer is right
 if it is one of the two spellings of that word and nothing else, not even a full stop or a blank. The published script
 judges closed questions only; open answers are right here if they equal a reference, case and surrounding white space
 apart, because MISS writes lower case.
 
 The script joins answers to questions by their position in two files; mhe joins them by id.
+
+Blind to: every right answer in more words than the reference, or with a full stop.
 """
 
 from __future__ import annotations

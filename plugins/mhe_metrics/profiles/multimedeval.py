@@ -1,8 +1,13 @@
 """`multimedeval`: sets of cleaned words; right at a recall of 0.4 (closed) or 0.75 (open).
 
+    recall = words of the reference that the answer has / words of the reference
+    credit = 1 if recall ≥ 0.4 (closed) or recall ≥ 0.75 (open), else 0
+
 Texts are cleaned as in the VQA v2 evaluation (`mhe_metrics.vqa_cleaning`) and become sets of words. A question is
-closed if its cleaned reference is yes or no, whatever the data set says. The recall is the share of the reference's
-words that the answer has; for `no` the wanted words are no and not, either of which is enough.
+closed if its cleaned reference is yes or no, whatever the data set says. For `no` the wanted words are no and not,
+either of which is enough.
+
+Blind to: everything that an answer says besides, negation and contradiction included; word order; repeated words.
 """
 
 from __future__ import annotations

@@ -1,4 +1,13 @@
-"""`strict`: an answer is right if it equals a reference, case, punctuation and white space apart. mhe's default."""
+"""`strict`: an answer is right if it equals a reference, case, punctuation and white space apart. mhe's default.
+
+    credit = 1 if words(answer) = words(reference) for any reference and there is a word, else 0
+
+Words are those of the profile `plain`. Nothing is guessed in favour of an answer: no substring, no synonym, no article
+dropped, no order of words forgiven. An answer without a word is wrong, whatever the reference. Where the data set names
+no type, a question is closed if all its references are yes or no.
+
+Blind to: right answers in other words, in another order, or with any further word.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +24,7 @@ YES_OR_NO = frozenset({"yes", "no"})
 
 
 class Strict:
-    """Equality of words, and the data set's own question types.
-
-    Nothing is guessed in favour of an answer: no substring, no synonym, no article dropped, no order of words
-    forgiven. An answer without a word is wrong, whatever the reference. Where the data set names no type, a question
-    is closed if all its references are yes or no.
-    """
+    """Equality of words, and the data set's own question types."""
 
     name = "strict"
     version = "1"
@@ -30,6 +34,8 @@ class Strict:
         "a right answer in other words (`The right lung` for `Right Lung`) counts as wrong",
         "symbols (<, >, +, %) are left out, so that `<5 mm` and `>5 mm` are equal",
     )
+    is_default = True
+    usual_metrics: Sequence[str] = ("accuracy", "exact-match", "token-f1")
 
     def clean(self, texts: Sequence[str]) -> list[str]:
         """Each text as its lower-case words (`mhe_metrics.words`) between single blanks."""

@@ -1,0 +1,206 @@
+"""What scoring keeps between two calls, and that it changes no value: processes, tables, tokens; very long texts."""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import os
+import random
+import sys
+import weakref
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mhe import Case, MetricContext, MetricUnavailableError, Sample, open_catalog
+from mhe.remembered_profiles import remembering_profiles
+from mhe_metrics import meteor_jar, ptb_tokens, tokenizer_jar
+from mhe_metrics.java import find_jar, find_java
+from mhe_metrics.meteor import Meteor, MeteorOptions, columns_of
+from mhe_metrics.meteor_jar import MeteorJars, _comparable_words, score_line
+from mhe_metrics.ngrams import count_ngrams
+from mhe_metrics.tokenizer_jar import TokenizerFailedError, TokenizerJar
+
+
+@pytest.fixture
+def java():
+    try:
+        find_java()
+        find_jar("meteor", "data", "paraphrase-en.gz")
+    except MetricUnavailableError as error:
+        pytest.skip(str(error))
+
+
+HOSTILE = ["a\rb", "|||", "", "mark", "marka", "markb", "x" * 1000, "x" * 100_000, "word " * 10_000, "\ud800", "The"]
+
+
+def test_a_kept_tokenizer_gives_what_a_new_one_gives(java, monkeypatch):
+    draw = random.Random(0)
+    words = ["lung", "T2-weighted", "3.5", "cm.", "(left)", "don't", "µm", "B.", "左肺", "e.g.", "1/2", "—"]
+    texts = [" ".join(draw.choices(words, k=draw.randrange(12))) for _ in range(400)] + HOSTILE
+    monkeypatch.setattr(ptb_tokens, "MANY", 10**9)
+    expected = ptb_tokens.ptb_tokens(texts)
+    monkeypatch.setattr(ptb_tokens, "MANY", 0)
+    assert ptb_tokens.ptb_tokens(texts) == expected
+    kept = ptb_tokens._kept[0]
+    # Batches of every size: what one leaves in the pipe must not reach the next.
+    for size in (1, 3, 50, 411, 2):
+        assert ptb_tokens.ptb_tokens(texts[-size:]) == expected[-size:]
+    assert ptb_tokens._kept[0] is kept
+    # One that is gone is replaced without a word lost.
+    kept._process.kill()
+    assert ptb_tokens.ptb_tokens(texts) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("exec sleep 30", "did not end in time"),
+        ("exit 3", "ended"),
+        ("while read l; do echo; done", "in time"),
+    ],
+)
+def test_a_kept_tokenizer_that_fails_is_an_error_and_never_a_hang(monkeypatch, tmp_path, script, reason):
+    program, jar = tmp_path / "java", tmp_path / "a.jar"
+    program.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    program.chmod(0o755)
+    jar.touch()
+    monkeypatch.setattr(tokenizer_jar, "find_java", lambda: program)
+    monkeypatch.setattr(tokenizer_jar, "find_jar", lambda *parts: jar)
+    child = TokenizerJar()
+    with pytest.raises(TokenizerFailedError, match=reason):
+        child.ask(["text"] * 10_000, timeout=1)
+    child.close()
+
+
+def test_several_processes_answer_in_the_order_of_the_lines(monkeypatch, tmp_path):
+    program, jar = tmp_path / "java", tmp_path / "meteor-1.5.jar"
+    last_words = " ".join(["${line##* }"] * 23)
+    program.write_text(f'#!/bin/sh\nwhile read -r line; do echo "{last_words}"; done\n', encoding="utf-8")
+    program.chmod(0o755)
+    jar.touch()
+    monkeypatch.setattr(meteor_jar, "find_java", lambda: program)
+    monkeypatch.setattr(meteor_jar, "find_jar", lambda *parts: jar)
+    monkeypatch.setattr(meteor_jar, "START_SECONDS", 5)
+    monkeypatch.setattr(meteor_jar, "ANSWER_SECONDS", 5)
+    monkeypatch.setattr(meteor_jar, "_cores", lambda: 3)
+    jars = MeteorJars()
+    answers = jars.ask([score_line(str(number), ["a"]) for number in range(2000)])
+    assert answers == [[float(number)] * 23 for number in range(2000)]
+    assert len(jars._jars) == 3
+    jars.close()
+
+
+def test_processes_of_a_metric_that_is_gone_serve_the_next_one(tmp_path):
+    context = MetricContext(cache_dir=tmp_path)
+    first = Meteor(MeteorOptions(), context)
+    first._engine._jar = MeteorJars()  # started by nobody yet
+    engine, gone = first._engine, weakref.ref(first)
+    assert Meteor(MeteorOptions(), context)._engine is not engine, "two at a time share nothing"
+    del first
+    gc.collect()
+    assert gone() is None
+    assert Meteor(MeteorOptions(), context)._engine is engine
+
+
+def test_references_are_cleaned_once_for_several_models():
+    asked = []
+
+    class Upper:
+        name, version, kind, source, defects = "upper", "1", "caption", "", ()
+
+        def clean(self, texts):
+            asked.append(list(texts))
+            return [text.upper() for text in texts]
+
+    profile = Upper()
+
+    class Catalog:
+        def profile(self, name):
+            return profile
+
+    def cleaned(answer):
+        (found,) = remembering_profiles(Catalog(), ["upper"], [Case(Sample("1", (), ("right", "too")), answer)])
+        return found.clean([answer, "right", "too", answer])
+
+    assert cleaned("one") == ["ONE", "RIGHT", "TOO", "ONE"]
+    assert cleaned("two") == ["TWO", "RIGHT", "TOO", "TWO"]
+    assert asked == [["one", "right", "too"], ["two"]]
+    Upper.version = "2"
+    assert cleaned("two") == ["TWO", "RIGHT", "TOO", "TWO"]
+    assert asked[-1] == ["two", "right", "too"], "another version cleans anew"
+
+
+def test_words_without_end_have_a_value_and_cost_the_other_captions_nothing(java, tmp_path):
+    table = tmp_path / "no-paraphrases.gz"
+    with gzip.open(table, "wb"):
+        pass
+    endless = "word " * 10_000
+    pairs = [("a lung", "the lung"), (endless, endless), (endless, "a word"), ("a lung", "the lung")]
+    jars = MeteorJars(table)
+    rows = columns_of(np.array(jars.ask([score_line(answer, [right]) for answer, right in pairs])))
+    jars.close()
+    scores = Meteor(MeteorOptions(), MetricContext(cache_dir=tmp_path)).per_sample(rows)["meteor"]
+    assert scores[1] == 1
+    assert 0 < scores[2] < 0.1
+    assert scores[0] == scores[3] > 0
+
+
+def test_texts_are_cut_only_where_too_many_words_are_equal():
+    assert _comparable_words("word " * 142, "word " * 142) == 141
+    assert _comparable_words("word " * 141, "Word " * 141) == sys.maxsize
+    many = " ".join(f"w{number}" for number in range(15_000))
+    assert score_line(many, [many]) == f"SCORE ||| {many} ||| {many}"
+    parts = score_line("word, " * 500, ["word " * 500, "short"]).split(" ||| ")
+    assert parts[2] == "short"
+    assert 100 < len(parts[1].split()) < 250
+
+
+def test_counted_ngrams_are_those_of_a_counter():
+    draw = random.Random(1)
+    texts = [draw.choices("abc", k=draw.randrange(9)) for _ in range(60)] + [[]]
+    for order, found in enumerate(count_ngrams(texts, 4), 1):
+        expected = [Counter(tuple(text[at : at + order]) for at in range(len(text) - order + 1)) for text in texts]
+        assert len(found.texts) == sum(map(len, expected))
+        # For each number the n-grams that it can stand for, by where it is counted how often.
+        candidates = {}
+        for text, ngram, count in zip(found.texts, found.ngrams, found.counts, strict=True):
+            here = {name for name, times in expected[text].items() if times == count}
+            candidates[ngram] = candidates.get(ngram, here) & here
+        assert all(candidates.values())
+        assert len(candidates) == len(set().union(*expected))
+
+
+def test_new_phrases_give_what_the_whole_table_gives(java, tmp_path):
+    """A second model's answers bring phrases that the first one's table lacks; the values are the whole table's."""
+    folder = os.environ.get("MHE_TEST_DATA")
+    if not folder:
+        pytest.skip("MHE_TEST_DATA is not set, so there are no real captions")
+    rows = (Path(folder) / "roco_v1" / "captions_test.tsv").read_text(encoding="utf-8").split("\n")[1:]
+    captions = open_catalog().profile("plain").clean([row.split("\t")[3] for row in rows if row][:1200])
+
+    def cases(references, answers):
+        return [
+            Case(Sample(str(number), (), (reference,)), answer)
+            for number, (reference, answer) in enumerate(zip(references, answers, strict=True))
+        ]
+
+    class Tokens:
+        name, version, kind, source, defects = "tokens", "1", "caption", "here", ()
+
+        def clean(self, texts):
+            return list(texts)
+
+    references = captions[:300]
+    context = MetricContext(cache_dir=tmp_path)
+    metric = Meteor(MeteorOptions(), context)
+    metric.statistics(cases(references, captions[300:600]), Tokens())
+    second = metric.statistics(cases(references, captions[600:900]), Tokens())
+    third = metric.statistics(cases(references, captions[900:1200]), Tokens())
+    whole = MeteorJars()
+    for answers, found in ((captions[600:900], second), (captions[900:1200], third)):
+        lines = [score_line(answer, [reference]) for answer, reference in zip(answers, references, strict=True)]
+        assert (columns_of(np.array(whole.ask(lines), dtype=np.float64)) == found).all()
+    whole.close()
