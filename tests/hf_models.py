@@ -30,7 +30,7 @@ WORDS = (
 )
 
 
-def build_tokenizer():
+def build_tokenizer(image_token: str = "<image>"):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -39,7 +39,7 @@ def build_tokenizer():
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=["<pad>", "<s>", "</s>", "<image>"],
+        special_tokens=["<pad>", "<s>", "</s>", image_token],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -49,7 +49,7 @@ def build_tokenizer():
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": image_token},
     )
 
 
@@ -77,7 +77,7 @@ def build_llava(
     )
     configuration = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=IMAGE,
+            hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=IMAGE,
             patch_size=PATCH,
         ),
         text_config=LlamaConfig(

@@ -62,6 +62,24 @@ def blip():
     return transformers.BlipForQuestionAnswering(config)
 
 
+def blip2():
+    config = transformers.Blip2Config(
+        vision_config=CLIP,
+        qformer_config={**VISION, "encoder_hidden_size": 32, "vocab_size": 8},
+        text_config=transformers.OPTConfig(
+            hidden_size=32, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=32,
+            vocab_size=64, max_position_embeddings=64,
+        ),
+        num_query_tokens=4,
+    )  # fmt: skip
+    return transformers.Blip2ForConditionalGeneration(config)
+
+
+def blip_captions():
+    text = {**VISION, "vocab_size": 64, "encoder_hidden_size": 32, "projection_dim": 32}
+    return transformers.BlipForConditionalGeneration(transformers.BlipConfig(vision_config=CLIP, text_config=text))
+
+
 BUILDERS = {
     "llava": llava,
     "llava_next": llava_next,
@@ -69,6 +87,7 @@ BUILDERS = {
     "mllama": mllama,
     "vision-encoder-decoder": vision_gpt2,
     "blip": blip,
+    "blip-2": blip2,
 }
 
 
@@ -121,6 +140,14 @@ def test_names_of_modules():
         "model.multi_modal_projector.act",
         "model.multi_modal_projector.linear_2",
     ]
+
+
+def test_blips_captioner_has_no_joint_encoder_and_every_parameter_a_module():
+    with torch.device("meta"):
+        model = blip_captions()
+    counts = module_parameters(model)
+    assert set(counts) == {"vision", "fusion", "language"}
+    assert 0 < counts["fusion"] < counts["language"]
 
 
 def test_an_unknown_type_names_the_known_ones():

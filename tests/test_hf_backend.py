@@ -82,7 +82,7 @@ class TestBatches:
 
     def test_prompt_tokens_count_the_image_and_no_padding(self, backend, questions):
         responses = answers(backend, questions[:4])
-        tokenizer = backend._tokenizer
+        tokenizer = backend._processor.tokenizer
         for number in range(4):
             prompt = f"USER: <image> {QUESTIONS[number]}\nASSISTANT:"
             expected = len(tokenizer(prompt)["input_ids"]) - 1 + hf_models.IMAGE_TOKENS
@@ -145,7 +145,7 @@ class TestGeneration:
         model = backend._model
         own = model.generation_config.eos_token_id
         first = answers(backend, questions[:1])["q0"]
-        tokens = backend._tokenizer(first.text, add_special_tokens=False)["input_ids"]
+        tokens = backend._processor.tokenizer(first.text, add_special_tokens=False)["input_ids"]
         assert first.generated_tokens == 8
         batch = backend._collator.collate(questions[:1])
         with torch.inference_mode():
@@ -178,7 +178,7 @@ class TestGeneration:
 
     def test_an_answer_that_fills_the_context_is_cut_and_says_so(self, backend):
         unit = "lung "
-        tokenizer = backend._tokenizer
+        tokenizer = backend._processor.tokenizer
         space = hf_models.CONTEXT - 4
         overhead = len(tokenizer("USER: <image> \nASSISTANT:")["input_ids"]) - 1 + hf_models.IMAGE_TOKENS
         each = len(tokenizer(unit * 50)["input_ids"]) / 50

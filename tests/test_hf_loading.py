@@ -18,7 +18,7 @@ from pydantic import ValidationError
 import hf_models
 from hf_models import answers, ask, open_backend
 from mhe import BackendContext, MissingExtraError, ModelSpec, ModelUnusableError, digest_of
-from mhe_hf import HfBackend, HfOptions, load_model, load_processor, loading, locations
+from mhe_hf import HfBackend, HfOptions, load_model, load_processor, locations, versions
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,9 @@ class TestDescription:
         described = backend_of(folder, batch_size=3, dtype="bfloat16").describe()
         assert described.key_options["dtype"] == "bfloat16"
         assert {"image_processor", "trust_remote_code", "quantization", "device"} <= set(described.key_options)
-        assert set(described.neutral_options) == {"batch_size", "num_threads", "prefetch", "image_cache_mb"}
+        assert set(described.neutral_options) == {
+            "batch_size", "num_threads", "prefetch", "image_cache_mb", "adapter", "adapters", "other_base",
+        }  # fmt: skip
         assert "transformers" in described.version
 
     def test_after_loading_it_says_what_runs_where(self, folder):
@@ -273,7 +275,7 @@ class TestDescription:
             "import sys, pathlib\n"
             "import mhe_hf\n"
             "hooks = [mhe_hf.register_backends(), mhe_hf.register_models(), mhe_hf.register_architectures()]\n"
-            "assert [len(h) for h in hooks] == [1, 4, 6], hooks\n"
+            "assert [len(h) for h in hooks] == [1, 10, 7], hooks\n"
             "from mhe import BackendContext, ModelSpec\n"
             "factory = hooks[0][0].load()\n"
             "spec = ModelSpec(name='t', backend='hf', location=sys.argv[1])\n"
@@ -288,7 +290,7 @@ class TestDescription:
 
     def test_a_missing_library_names_its_extra(self):
         with pytest.raises(MissingExtraError, match=r"pip install 'mhe\[quant\]'"):
-            loading.library_version("no-such-library", extra="quant", needed_for="quantization nf4")
+            versions.library_version("no-such-library", extra="quant", needed_for="quantization nf4")
 
     def test_options_that_contradict_each_other(self):
         with pytest.raises(ValidationError, match="double_quant needs"):

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mhe.catalog import Catalog
 
 DEFAULT_BACKEND = "hf"
+"""Of a folder and of a hub id, which say nothing of a backend. What lies there is in transformers' format, and this is
+the name under which whoever reads that format registers: a convention like the format itself, written into every
+checkpoint. Where no plugin registers it, the catalogue says so, with what to install."""
 PACKAGE_PREFIX = "package:"
 HUB_ID = re.compile(r"^(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?$")
 

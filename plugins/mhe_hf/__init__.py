@@ -14,15 +14,29 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mhe import BackendFactory, ModelSpec
-    from mhe_hf.architectures import ARCHITECTURES, MODULES, architecture_of, module_names, module_of, module_parameters
+    from mhe_hf.architectures import (
+        ARCHITECTURES,
+        MODULES,
+        architecture_of,
+        module_names,
+        module_of,
+        module_parameters,
+        parameter_size,
+    )
     from mhe_hf.backend import HfBackend
     from mhe_hf.collation import Collator
-    from mhe_hf.conversations import render_prompt
-    from mhe_hf.loading import load_model, load_processor
+    from mhe_hf.conversations import adds_special_tokens
+    from mhe_hf.families import bind_family, family_of
+    from mhe_hf.loading import empty_model, load_configuration, load_model, load_processor
+    from mhe_hf.locations import find_location, fingerprint_of
     from mhe_hf.options import HfOptions
+    from mhe_hf.processors import ImageAndText, without_video
+    from mhe_hf.prompts import render_prompt
     from mhe_hf.saving import save_published
     from mhe_hf.threads import let_waiting_threads_sleep
-    from mhe_hf.training_inputs import collate_training
+    from mhe_hf.training_inputs import collate_training, join_training
+    from mhe_hf.versions import library_version
+    from mhe_hf.weight_files import check_folder
 
 _HOMES = {
     "mhe_hf.architectures": (
@@ -32,15 +46,22 @@ _HOMES = {
         "module_names",
         "module_of",
         "module_parameters",
+        "parameter_size",
     ),
     "mhe_hf.backend": ("HfBackend",),
     "mhe_hf.collation": ("Collator",),
-    "mhe_hf.conversations": ("render_prompt",),
-    "mhe_hf.loading": ("load_model", "load_processor"),
+    "mhe_hf.conversations": ("adds_special_tokens",),
+    "mhe_hf.families": ("bind_family", "family_of"),
+    "mhe_hf.loading": ("empty_model", "load_configuration", "load_model", "load_processor"),
+    "mhe_hf.locations": ("find_location", "fingerprint_of"),
     "mhe_hf.options": ("HfOptions",),
+    "mhe_hf.processors": ("ImageAndText", "without_video"),
+    "mhe_hf.prompts": ("render_prompt",),
     "mhe_hf.saving": ("save_published",),
     "mhe_hf.threads": ("let_waiting_threads_sleep",),
-    "mhe_hf.training_inputs": ("collate_training",),
+    "mhe_hf.training_inputs": ("collate_training", "join_training"),
+    "mhe_hf.versions": ("library_version",),
+    "mhe_hf.weight_files": ("check_folder",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -50,16 +71,29 @@ __all__ = [
     "Collator",
     "HfBackend",
     "HfOptions",
+    "ImageAndText",
+    "adds_special_tokens",
     "architecture_of",
+    "bind_family",
+    "check_folder",
     "collate_training",
+    "empty_model",
+    "family_of",
+    "find_location",
+    "fingerprint_of",
+    "join_training",
     "let_waiting_threads_sleep",
+    "library_version",
+    "load_configuration",
     "load_model",
     "load_processor",
     "module_names",
     "module_of",
     "module_parameters",
+    "parameter_size",
     "render_prompt",
     "save_published",
+    "without_video",
 ]
 
 

@@ -75,7 +75,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
                 "text_decoder.bert.encoder.layer.*.crossattention",
             ),
             language=("text_decoder",),
-            notes="Question answering: the joint text-multimodal encoder is fusion; vision self_attn.qkv is fused.",
+            notes="Question answering: the joint text-multimodal encoder is fusion. Vision self_attn.qkv is fused.",
+        ),
+        Architecture(
+            model_type="blip-2",
+            vision=("vision_model",),
+            fusion=("query_tokens", "qformer", "language_projection"),
+            language=("language_model",),
+            notes="The Q-Former stays in float32. Vision self_attn.qkv is fused.",
         ),
     )
 }
@@ -97,14 +104,16 @@ def architecture_of(model_type: str, known: Mapping[str, Architecture] | None = 
 
 def module_of(parameter: str, architecture: Architecture) -> str | None:
     """`vision`, `fusion` or `language` for a parameter's (or module's) dotted name; None where none matches."""
-    names = parameter.split(".")
     best, found = 0, None
-    for module in MODULES:
-        for path in getattr(architecture, module):
-            parts = path.split(".")
-            matches = len(parts) <= len(names) and all(p in ("*", n) for p, n in zip(parts, names, strict=False))
-            if matches and len(parts) > best:
-                best, found = len(parts), module
+    # PEFT's wrapper around a module adds two names, around one with a prefix the first of them.
+    for name in {parameter, parameter.replace("base_model.model.", ""), parameter.replace("base_model.", "")}:
+        names = name.split(".")
+        for module in MODULES:
+            for path in getattr(architecture, module):
+                parts = path.split(".")
+                matches = len(parts) <= len(names) and all(p in ("*", n) for p, n in zip(parts, names, strict=False))
+                if matches and len(parts) > best:
+                    best, found = len(parts), module
     return found
 
 

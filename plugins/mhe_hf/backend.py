@@ -10,18 +10,19 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, ClassVar
 
-from mhe import BackendDescription, Failure, Response
-from mhe_hf.locations import find_location, fingerprint_of
+from mhe import BackendDescription, Failure, ModelUnusableError, Response, SampleModelError
 from mhe_hf.options import HfOptions
+from mhe_hf.parts import Parts, find_parts, fingerprint_parts
 from mhe_hf.threads import let_waiting_threads_sleep
+from mhe_hf.versions import library_version
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from pydantic import BaseModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, ProcessorMixin
 
-    from mhe import BackendContext, ModelSpec, Request
+    from mhe import BackendContext, ModelSpec, Request, TokenChance
     from mhe_hf.collation import Batch, Collator
     from mhe_hf.generation import Answer
 
@@ -40,7 +41,7 @@ class HfBackend:
         self._context = context
         self._description: BackendDescription | None = None
         self._model: PreTrainedModel | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._processor: ProcessorMixin | None = None
         self._collator: Collator | None = None
         self._longest: int | None = None
         self._largest_batch = self._options.batch_size
@@ -54,20 +55,30 @@ class HfBackend:
         Raises `ModelUnusableError`, and `MissingExtraError` where torch or transformers is not installed.
         """
         if self._description is None:
-            from mhe_hf.loading import library_version
-
             versions = [f"{name} {library_version(name)}" for name in ("transformers", "torch")]
             if self._options.quantization != "none":
                 versions.append(f"bitsandbytes {library_version('bitsandbytes', extra='quant')}")
-            location = find_location(self._spec, offline=self._context.offline)
+            if self._options.all_adapters():
+                versions.append(f"peft {library_version('peft', extra='tune')}")
+            parts = find_parts(self._spec, self._options, offline=self._context.offline)
+            self._check_trained(parts)
             self._description = BackendDescription(
                 name="hf",
                 version=", ".join([f"hf {VERSION}", *versions]),
-                fingerprint=fingerprint_of(location),
+                fingerprint=fingerprint_parts(parts, self._options.seed_of_new_weights),
                 key_options=self._options.in_key(),
                 neutral_options=self._options.neutral(),
             )
         return self._description
+
+    def _check_trained(self, parts: Parts) -> None:
+        if parts.is_untrained and not self._options.untrained:
+            raise ModelUnusableError(
+                f"model {self._spec.name} is put together from two published halves ({self._spec.location}), and its "
+                "cross-attention has never been trained: it would write noise.\n"
+                f"Train it first: mhe tune --model {self._spec.name} --recipe full --task TASK --name NAME. "
+                "For the noise itself: --set backend.untrained=true"
+            )
 
     def load(self) -> None:
         """Imports torch and transformers, and brings the weights to the device."""
@@ -86,12 +97,12 @@ class HfBackend:
             self._threads_before = torch.get_num_threads()
             torch.set_num_threads(self._options.num_threads)
         model, processor = load_model(self._spec, self._options, offline=self._context.offline)
-        self._model, self._tokenizer = model, processor.tokenizer
+        self._model, self._processor = model, processor
         self._longest = context_of(model.config)
         self._collator = Collator(
             processor, context=self._longest, cache_bytes=self._options.image_cache_mb * 1_000_000
         )
-        model.generation_config = plain_settings(model, processor.tokenizer)
+        model.generation_config = plain_settings(model, processor)
         self._description = dataclasses.replace(described, **loaded_facts(model, self._options))
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -108,11 +119,29 @@ class HfBackend:
         if collator is None:
             raise RuntimeError("generate was called before load")
         wanted = set(pending)
+        unheard = self._unheard(requests)
+        if unheard is not None:
+            yield from (Response(r.sample_id, error=unheard) for r in requests if r.sample_id in wanted)
+            return
         batches = pending_batches(requests, self._options.batch_size, wanted)
         for batch in made_ahead(batches, collator.collate, self._options.prefetch):
             for response in self._answer(batch):
                 if response.sample_id in wanted:
                     yield response
+
+    def _unheard(self, requests: Sequence[Request]) -> Failure | None:
+        """A captioner says the same whatever it is asked: an accuracy of that would be a number without meaning."""
+        from mhe_hf.families import family_of
+
+        assert self._processor is not None
+        asked = {tuple(message.text for message in request.messages) for request in requests}
+        if len(asked) <= 1 or family_of(self._processor).reads_questions:
+            return None
+        return Failure(
+            "model",
+            f"model {self._spec.name} is a captioner: it is shown the image alone, and this task asks {len(asked)} "
+            "different questions. Evaluate it on a task of captions: mhe show tasks",
+        )
 
     def _answer(self, batch: Batch) -> Iterator[Response]:
         """Responses of a batch; smaller ones in its place where memory runs out."""
@@ -158,9 +187,9 @@ class HfBackend:
         from mhe_hf.generation import answer_batch, is_out_of_memory
 
         assert self._model is not None
-        assert self._tokenizer is not None
+        assert self._processor is not None
         try:
-            return answer_batch(self._model, self._tokenizer, batch, self._longest)
+            return answer_batch(self._model, self._processor, batch, self._longest)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -168,6 +197,17 @@ class HfBackend:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
+
+    def next_tokens(self, request: Request, before: Sequence[int], most: int) -> Sequence[Sequence[TokenChance]]:
+        """The likeliest tokens at each place of the answer to this request alone; see `mhe.ScoresTokens`."""
+        from mhe_hf.next_tokens import likeliest_tokens
+
+        if self._model is None or self._processor is None or self._collator is None:
+            raise RuntimeError("next_tokens was called before load")
+        batch = self._collator.collate([request])
+        for failure in batch.failures.values():
+            raise SampleModelError(failure.message)
+        return likeliest_tokens(self._model, self._processor, batch, self._longest, before, most)
 
     def usage(self) -> Mapping[str, float]:
         """Seconds of preprocessing and generating, the batch size in use, and the device's peak memory on CUDA."""
@@ -191,7 +231,7 @@ class HfBackend:
 
         import torch
 
-        self._model = self._tokenizer = self._collator = None
+        self._model = self._processor = self._collator = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

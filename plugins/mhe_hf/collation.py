@@ -1,4 +1,4 @@
-"""From requests to model inputs: prompts rendered and tokenised, images opened and preprocessed, rows padded left.
+"""From requests to model inputs: prompts rendered and tokenised, images opened and preprocessed, rows padded.
 
 A sample that cannot be read is left out and its failure kept; its neighbours are answered all the same, in a batch
 that is the same each time. A prompt beyond the model's context is a failure, never cut.
@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mhe import Failure, SampleError, SampleModelError, open_image
-from mhe_hf.conversations import adds_special_tokens, render_prompt
+from mhe_hf.families import family_of
+from mhe_hf.families.family import Encoded
 from mhe_hf.image_cache import KEY, CachingImageProcessor, ImageCache, placeholder, with_image_processor
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Batch:
     requests: tuple[Request, ...]
     """The rows, in order."""
     inputs: Mapping[str, torch.Tensor]
-    """What the model is called with, on the CPU; `input_ids` and `attention_mask` are (rows, tokens), padded left."""
+    """What the family's `decoding` is given, on the CPU; where prompts are continued, rows are padded left."""
     prompt_tokens: tuple[int, ...]
     """Tokens of each row, image tokens included, padding not."""
     failures: Mapping[str, Failure]
@@ -65,6 +66,7 @@ class Collator:
         self._context = context
         self._cache = ImageCache(cache_bytes)
         self._images = CachingImageProcessor(processor.image_processor, self._cache, self._reopen)
+        self._family = family_of(processor)
         self._processor = with_image_processor(processor, self._images)
         self._known: dict[Hashable, Image] = {}
         self._lock = threading.Lock()
@@ -83,19 +85,19 @@ class Collator:
                     rows.append(self._row(request))
                 except SampleError as error:
                     failures[request.sample_id] = Failure(error.kind, str(error))
-            rows, inputs = self._readable(rows, failures)
+            rows, encoded = self._readable(rows, failures)
             self._images.batch.clear()
             self._known.clear()
             return Batch(
                 requests=tuple(row.request for row in rows),
-                inputs=inputs,
-                prompt_tokens=_lengths(inputs) if rows else (),
+                inputs=encoded.inputs,
+                prompt_tokens=encoded.lengths,
                 failures=failures,
                 seconds=time.perf_counter() - started,
             )
 
     def _row(self, request: Request) -> _Row:
-        text = render_prompt(self._processor, request.messages)
+        text = self._family.render(self._processor, request.messages)
         if self._context is not None and len(text) > CHARACTERS_PER_TOKEN * self._context:
             self._check_length(len(self._processor.tokenizer(text)["input_ids"]))
         return _Row(request, text, [self._picture(image) for image in request.images])
@@ -119,13 +121,11 @@ class Collator:
                 f"the prompt has {tokens} tokens, and the model's context of {self._context} must hold it and an answer"
             )
 
-    def _readable(
-        self, rows: list[_Row], failures: dict[str, Failure]
-    ) -> tuple[list[_Row], Mapping[str, torch.Tensor]]:
+    def _readable(self, rows: list[_Row], failures: dict[str, Failure]) -> tuple[list[_Row], Encoded]:
         """The rows that can be processed and fit the context, with their inputs; the others' failures are added."""
         while rows:
             try:
-                inputs = self._process(rows)
+                encoded = self._process(rows)
             except REFUSALS:
                 # Of one image, and yet for the whole batch.
                 blamed = {row.request.sample_id: failure for row in rows if (failure := self._failure_alone(row))}
@@ -133,16 +133,16 @@ class Collator:
                     raise
             else:
                 blamed = {}
-                for row, length in zip(rows, _lengths(inputs), strict=True):
+                for row, length in zip(rows, encoded.lengths, strict=True):
                     try:
                         self._check_length(length)
                     except SampleError as error:
                         blamed[row.request.sample_id] = Failure(error.kind, str(error))
                 if not blamed:
-                    return rows, inputs
+                    return rows, encoded
             failures.update(blamed)
             rows = [row for row in rows if row.request.sample_id not in blamed]
-        return [], {}
+        return [], Encoded({}, ())
 
     def _failure_alone(self, row: _Row) -> Failure | None:
         try:
@@ -155,21 +155,8 @@ class Collator:
             return Failure("model", f"the model's processor refuses it: {type(error).__name__}: {error}")
         return None
 
-    def _process(self, rows: Sequence[_Row]) -> Mapping[str, torch.Tensor]:
-        has_images = any(row.pictures for row in rows)
-        features = self._processor(
-            text=[row.text for row in rows],
-            images=[row.pictures for row in rows] if has_images else None,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-            add_special_tokens=adds_special_tokens(self._processor, rows[0].text),
-        )
-        return {name: value for name, value in features.items() if hasattr(value, "to")}
-
-
-def _lengths(inputs: Mapping[str, torch.Tensor]) -> tuple[int, ...]:
-    return tuple(int(n) for n in inputs["attention_mask"].sum(dim=1).tolist())
+    def _process(self, rows: Sequence[_Row]) -> Encoded:
+        return self._family.encode(self._processor, [row.text for row in rows], [row.pictures for row in rows])
 
 
 def context_of(configuration: PreTrainedConfig) -> int | None:

@@ -18,27 +18,16 @@ _control_tokens: WeakKeyDictionary[ProcessorMixin, tuple[str, ...]] = WeakKeyDic
 """Asked for with every prompt, and the same for each."""
 
 
-def render_prompt(processor: ProcessorMixin, messages: Sequence[Message]) -> str:
-    """The prompt up to where the model's answer begins.
-
-    Raises `SampleModelError` where a text holds one of the model's control tokens (it would be read as a command,
-    `<image>` as a picture), or the template refuses the messages.
-    """
-    return render(processor, messages, is_open=True)
-
-
 def render(processor: ProcessorMixin, messages: Sequence[Message], *, is_open: bool) -> str:
-    """Messages as text; `is_open` ends it with the opening of the assistant's turn."""
+    """Messages as text; `is_open` ends it with the opening of the assistant's turn.
+
+    Raises `SampleModelError` where a text holds one of the model's control tokens, or the template refuses the
+    messages.
+    """
     from jinja2 import TemplateError
 
-    control = control_tokens(processor)
     for message in messages:
-        found = [token for token in control if token in message.text]
-        if found:
-            raise SampleModelError(
-                f"the {message.role}'s text holds {found[0]!r}, a control token of this model, which would not be read "
-                "as text"
-            )
+        check_text(processor, message.text, f"the {message.role}'s text")
     conversation: list[dict[str, Any]] = [
         {
             "role": message.role,
@@ -53,6 +42,13 @@ def render(processor: ProcessorMixin, messages: Sequence[Message], *, is_open: b
     return str(text)
 
 
+def check_text(processor: ProcessorMixin, text: str, where: str) -> None:
+    """Raise `SampleModelError` for a control token, which would be read as a command, or `<image>` as a picture."""
+    found = [token for token in control_tokens(processor) if token in text]
+    if found:
+        raise SampleModelError(f"{where} holds {found[0]!r}, a control token of this model, which is not read as text")
+
+
 def control_tokens(processor: ProcessorMixin) -> tuple[str, ...]:
     """Texts that the tokenizer reads as commands: special tokens and placeholders of images."""
     known = _control_tokens.get(processor)
@@ -60,7 +56,9 @@ def control_tokens(processor: ProcessorMixin) -> tuple[str, ...]:
         tokenizer = processor.tokenizer
         names = ("image_token", "video_token", "audio_token")
         places = [getattr(processor, name, None) for name in names]
-        every = {token for token in [*tokenizer.all_special_tokens, *places] if isinstance(token, str)}
+        # Some processors keep a token with its flags.
+        every = {token if isinstance(token, str) else getattr(token, "content", "") for token in places if token}
+        every |= set(tokenizer.all_special_tokens)
         known = tuple(sorted(token for token in every if token.strip()))
         _control_tokens[processor] = known
     return known

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
+from mhe_hf.families import family_of
 from mhe_hf.sampling import SeededSampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from mhe_hf.collation import Batch
 
@@ -40,11 +48,13 @@ class Answer:
     finish_reason: Literal["stop", "length"]
 
 
-def plain_settings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+def plain_settings(model: PreTrainedModel, processor: ProcessorMixin) -> GenerationConfig:
     """Greedy settings with nothing of the checkpoint's taste (temperature, penalties) in them."""
+    tokenizer = processor.tokenizer
     own = model.generation_config
     kept = {name: getattr(own, name, None) for name in KEPT_SETTINGS} if own is not None else {}
     kept = {name: value for name, value in kept.items() if value is not None}
+    kept |= family_of(processor).token_ids
     kept.setdefault("eos_token_id", tokenizer.eos_token_id)
     kept.setdefault("pad_token_id", tokenizer.pad_token_id)
     return GenerationConfig(do_sample=False, num_beams=1, use_cache=True, **kept)
@@ -84,34 +94,46 @@ class RowEnds(StoppingCriteria):
 
 
 def answer_batch(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Batch, context: int | None
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    batch: Batch,
+    context: int | None,
+    processors: Sequence[LogitsProcessor] = (),
 ) -> list[Answer]:
-    """An answer for each row of the batch, in order. Its requests share one way of generating."""
-    asked = batch.requests[0].generation
-    inputs = {name: _on_device(value, model) for name, value in batch.inputs.items()}
-    is_encoder_decoder = bool(model.config.is_encoder_decoder)
-    prompt_length = 1 if is_encoder_decoder else int(batch.inputs["input_ids"].shape[1])
-    rooms = [None if context is None or is_encoder_decoder else context - n for n in batch.prompt_tokens]
-    longest = max((asked.max_new_tokens if room is None else room for room in rooms), default=asked.max_new_tokens)
-    is_cut = any(room is not None and room < asked.max_new_tokens for room in rooms)
+    """An answer for each row of the batch, in order. Its requests share one way of generating.
 
-    ends = RowEnds(tokenizer, asked.stop, rooms, prompt_length)
-    processors = LogitsProcessorList()
-    if asked.temperature > 0:
-        seeds = [request.seed for request in batch.requests]
-        processors.append(
-            SeededSampling(seeds, temperature=asked.temperature, top_p=asked.top_p, prompt_length=prompt_length)
-        )
+    `processors` see the scores after those of the settings, and may change them.
+    """
+    asked = batch.requests[0].generation
+    tokenizer = processor.tokenizer
+    settings = copy.deepcopy(model.generation_config)
     with torch.inference_mode():
-        output = model.generate(  # type: ignore[operator]
-            **inputs,
-            max_new_tokens=min(asked.max_new_tokens, longest),
-            logits_processor=processors,
+        inputs = {name: _on_device(value, model) for name, value in batch.inputs.items()}
+        decoding = family_of(processor).decoding(model, inputs, batch.prompt_tokens)
+        rooms = [None if context is None or used is None else context - used for used in decoding.used]
+        longest = max((asked.max_new_tokens if room is None else room for room in rooms), default=asked.max_new_tokens)
+        is_cut = any(room is not None and room < asked.max_new_tokens for room in rooms)
+        ends = RowEnds(tokenizer, asked.stop, rooms, decoding.prompt_length)
+        settings.max_new_tokens = min(asked.max_new_tokens, longest)
+        output = decoding.generator.generate(  # type: ignore[operator]
+            **decoding.inputs,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([*_sampling(batch, decoding.prompt_length), *processors]),
             stopping_criteria=StoppingCriteriaList([ends] if asked.stop or is_cut else []),
         )
-    rows = output[:, prompt_length:].tolist()
-    endings = _endings(model.generation_config)
+    rows = output[:, decoding.prompt_length :].tolist()
+    endings = endings_of(settings)
     return [_answer(tokenizer, row, end, asked.stop, endings) for row, end in zip(rows, ends.ends, strict=True)]
+
+
+def _sampling(batch: Batch, prompt_length: int) -> LogitsProcessorList:
+    """Nothing for greedy decoding, seeded noise for sampling."""
+    asked = batch.requests[0].generation
+    if asked.temperature <= 0:
+        return LogitsProcessorList()
+    seeds = [request.seed for request in batch.requests]
+    noise = SeededSampling(seeds, temperature=asked.temperature, top_p=asked.top_p, prompt_length=prompt_length)
+    return LogitsProcessorList([noise])
 
 
 def _answer(
@@ -130,7 +152,8 @@ def _answer(
     return Answer(text.strip(), len(tokens), reason)
 
 
-def _endings(settings: GenerationConfig | None) -> frozenset[int]:
+def endings_of(settings: GenerationConfig | None) -> frozenset[int]:
+    """Tokens that end an answer; none where the settings name none."""
     own = settings.eos_token_id if settings is not None else None
     if own is None:
         return frozenset()

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from mhe import MissingExtraError, ModelUnusableError
-from mhe_hf.architectures import architecture_of
-from mhe_hf.locations import Location, find_location
+from mhe_hf.families import bind_family, family_for, family_of
+from mhe_hf.families.chat import ChatFamily
+from mhe_hf.halves import joint_configuration, load_halves
 from mhe_hf.options import HfOptions
+from mhe_hf.parts import find_parts
+from mhe_hf.quantization import quantization_of
+from mhe_hf.versions import library_version
 from mhe_hf.weight_files import check_folder
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
     from mhe import ModelSpec
+    from mhe_hf.locations import Location
+    from mhe_hf.parts import Parts
 
 
 def load_model(
     spec: ModelSpec, options: HfOptions | None = None, *, offline: bool = False
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model, in eval mode on its device, and its processor.
+    """The model with its adapters, in eval mode on its device, and its processor.
 
-    Every weight comes from the checkpoint: one that lacks some is refused, where transformers would make them up.
+    Every weight comes from the checkpoint: one that lacks some is refused, where transformers would make them up. A
+    model put together from two halves draws its cross-attention from `options.seed_of_new_weights`.
     Raises `ModelUnusableError`, `MissingExtraError`.
     """
     options = options or HfOptions()
     library_version("transformers")
-    location = find_location(spec, offline=offline)
-    if location.folder is not None:
-        check_folder(location.folder, allow_pickle=options.allow_pickle)
-    processor = load_processor(spec, options, offline=offline)
-    configuration = _load_configuration(spec, location, options, offline=offline)
-    model = _load_weights(spec, location, options, configuration, offline=offline)
+    parts = find_parts(spec, options, offline=offline)
+    for place in (parts.base, parts.decoder):
+        if place is not None and place.folder is not None:
+            check_folder(place.folder, allow_pickle=options.allow_pickle)
+    configuration = _read_configuration(spec, parts, options, offline=offline)
+    processor = _open_processor(spec, parts, options, configuration, offline=offline)
+    model = _load_weights(spec, parts, options, configuration, offline=offline)
+    family_of(processor).mend(model)
+    if parts.adapters:
+        from mhe_hf.adapters import apply_adapters
+
+        model = apply_adapters(model, parts, options)
     if options.device_map is None and options.quantization == "none":
         model = model.to(chosen_device(options))  # type: ignore[arg-type]
     model.eval()
@@ -43,22 +55,55 @@ def load_model(
 def load_processor(spec: ModelSpec, options: HfOptions | None = None, *, offline: bool = False) -> ProcessorMixin:
     """The model's processor, with the image processor of the library that `options.image_processor` names.
 
-    Raises `ModelUnusableError` for a model without image processor, tokenizer or chat template.
+    Raises `ModelUnusableError` for a model without image processor or tokenizer, or of no known family and without
+    chat template.
     """
-    from transformers import AutoImageProcessor, AutoProcessor
-    from transformers.processing_utils import ProcessorMixin
-
     options = options or HfOptions()
-    location = find_location(spec, offline=offline)
-    arguments = {**_source_arguments(location, offline=offline), "trust_remote_code": options.trust_remote_code}
+    parts = find_parts(spec, options, offline=offline)
+    configuration = _read_configuration(spec, parts, options, offline=offline)
+    return _open_processor(spec, parts, options, configuration, offline=offline)
+
+
+def load_configuration(spec: ModelSpec, options: HfOptions | None = None, *, offline: bool = False) -> PreTrainedConfig:
+    """The configuration of the base, of the two halves together where there are two.
+
+    Its `dtype` is the published one. Raises `ModelUnusableError`.
+    """
+    options = options or HfOptions()
+    return _read_configuration(spec, find_parts(spec, options, offline=offline), options, offline=offline)
+
+
+def empty_model(configuration: PreTrainedConfig) -> PreTrainedModel:
+    """A model of that configuration on the meta device: shapes and names without weights."""
+    import torch
+
+    with torch.device("meta"):
+        model: PreTrainedModel = _model_class(configuration)._from_config(configuration)
+    return model
+
+
+def _open_processor(
+    spec: ModelSpec, parts: Parts, options: HfOptions, configuration: PreTrainedConfig, *, offline: bool
+) -> ProcessorMixin:
+    from mhe_hf.processors import open_processor, pair_processor
+
+    arguments = {**_source_arguments(parts.base, offline=offline), "trust_remote_code": options.trust_remote_code}
+    found: Any
     try:
-        processor: ProcessorMixin = AutoProcessor.from_pretrained(location.source, **arguments)
-        if isinstance(processor, ProcessorMixin) and hasattr(processor, "image_processor"):
-            wanted = AutoImageProcessor.from_pretrained(location.source, backend=options.image_processor, **arguments)
-            processor.image_processor = wanted
+        if parts.decoder is None:
+            found = open_processor(parts.base.source, configuration, options.image_processor, arguments)
+        else:
+            found = pair_processor(parts.base.source, parts.decoder.source, options.image_processor, arguments)
     except Exception as error:
         raise _unusable(spec, "its processor cannot be loaded", error) from error
+    processor: ProcessorMixin = found
     _check_processor(spec, processor, options)
+    family = bind_family(processor, configuration, options.prefix)
+    if isinstance(family, ChatFamily) and not getattr(processor, "chat_template", None):
+        raise ModelUnusableError(
+            f"model {spec.name}: it has no chat template, so its prompt format is not known. "
+            "Put the published one beside the weights as chat_template.jinja."
+        )
     return processor
 
 
@@ -77,22 +122,23 @@ def _check_processor(spec: ModelSpec, processor: object, options: HfOptions) -> 
             f"model {spec.name}: image_processor {options.image_processor!r} is not to be had here "
             f"({type(image_processor).__name__} uses {found!r}). Choose it: --set backend.image_processor={found}"
         )
-    if not getattr(processor, "chat_template", None):
-        raise ModelUnusableError(
-            f"model {spec.name}: it has no chat template, so its prompt format is not known. "
-            "Put the published one beside the weights as chat_template.jinja."
-        )
 
 
-def _load_configuration(spec: ModelSpec, location: Location, options: HfOptions, *, offline: bool) -> PreTrainedConfig:
+def _read_configuration(spec: ModelSpec, parts: Parts, options: HfOptions, *, offline: bool) -> PreTrainedConfig:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    try:
+    def read(place: Location) -> PreTrainedConfig:
         configuration: PreTrainedConfig = AutoConfig.from_pretrained(
-            location.source,
+            place.source,
             trust_remote_code=options.trust_remote_code,
-            **_source_arguments(location, offline=offline),
+            **_source_arguments(place, offline=offline),
         )
+        return configuration
+
+    try:
+        configuration = read(parts.base)
+        if parts.decoder is not None:
+            configuration = joint_configuration(configuration, read(parts.decoder))
     except Exception as error:
         raise _unusable(spec, "its configuration cannot be read", error) from error
     has_own_code = "AutoModelForImageTextToText" in (getattr(configuration, "auto_map", None) or {})
@@ -104,33 +150,32 @@ def _load_configuration(spec: ModelSpec, location: Location, options: HfOptions,
     return configuration
 
 
-def _load_weights(
-    spec: ModelSpec, location: Location, options: HfOptions, configuration: PreTrainedConfig, *, offline: bool
-) -> PreTrainedModel:
-    from transformers import AutoModelForImageTextToText
+def _model_class(configuration: PreTrainedConfig) -> Any:  # noqa: ANN401 - transformers' Auto classes share no base
+    """The class for the family; of the Auto class the one behind it, but for code that lies beside the weights."""
+    import transformers
 
-    arguments: dict[str, object] = {
-        **_source_arguments(location, offline=offline),
-        "config": configuration,
-        "dtype": options.dtype,
-        "trust_remote_code": options.trust_remote_code,
-        "use_safetensors": None if options.allow_pickle else True,
-    }
-    if options.attn_implementation is not None:
-        arguments["attn_implementation"] = options.attn_implementation
-    if options.device_map is not None:
-        arguments["device_map"] = options.device_map
-    if options.quantization != "none":
-        arguments["quantization_config"] = quantization_of(options, configuration)
-        arguments.setdefault("device_map", {"": str(chosen_device(options))})
-    try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            location.source, output_loading_info=True, **arguments
+    found = getattr(transformers, family_for(configuration).model_class)
+    mapping = getattr(found, "_model_mapping", {})
+    return mapping.get(type(configuration), found)
+
+
+def _load_weights(
+    spec: ModelSpec, parts: Parts, options: HfOptions, configuration: PreTrainedConfig, *, offline: bool
+) -> PreTrainedModel:
+    arguments = _weight_arguments(options)
+    if options.quantization != "none" and parts.decoder is not None:
+        raise ModelUnusableError(
+            f"model {spec.name} is put together from two halves, which are not quantised: tune it, and quantise what "
+            "was saved."
         )
+    try:
+        model_class = _model_class(configuration)
+        if options.quantization != "none":
+            arguments["quantization_config"] = quantization_of(options, configuration, model_class)
+            arguments.setdefault("device_map", {"": str(chosen_device(options))})
+        model, report = _weights(parts, options, configuration, arguments, model_class, offline=offline)
     except Exception as error:
         raise _unusable(spec, "its weights cannot be loaded", error) from error
-    model: PreTrainedModel = loaded[0]
-    report = loaded[1]
     lacking = sorted(report["missing_keys"]) + sorted(str(item) for item in report.get("mismatched_keys", ()))
     if lacking:
         raise ModelUnusableError(
@@ -140,40 +185,40 @@ def _load_weights(
     return model
 
 
-def quantization_of(options: HfOptions, configuration: PreTrainedConfig) -> BitsAndBytesConfig:
-    """What bitsandbytes is told: kind, scales, and the modules to leave alone.
-
-    Raises `MissingExtraError`, and `ModelUnusableError` where modules are to be left alone and it is not known
-    where they live.
-    """
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    library_version("bitsandbytes", extra="quant", needed_for=f"quantization {options.quantization}")
-    skipped = ["lm_head"]
-    kept = {"vision", "fusion", "language"} - set(options.quantized_modules)
-    if kept:
-        architecture = architecture_of(str(configuration.model_type))
-        # Full paths: a name without its `model.` prefix matches nothing, and is quantised without a word.
-        skipped += [path for module in sorted(kept) for path in getattr(architecture, module)]
-    if options.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=options.quantization,
-        bnb_4bit_use_double_quant=options.double_quant,
-        bnb_4bit_compute_dtype=getattr(torch, options.dtype)
-        if options.dtype != "auto"
-        else _saved_dtype(configuration),
-        llm_int8_skip_modules=skipped,
+def _weights(
+    parts: Parts,
+    options: HfOptions,
+    configuration: PreTrainedConfig,
+    arguments: dict[str, object],
+    model_class: Any,  # noqa: ANN401 - transformers' Auto classes share no base
+    *,
+    offline: bool,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    of_base = {**arguments, **_source_arguments(parts.base, offline=offline)}
+    if parts.decoder is not None:
+        of_decoder = {**arguments, **_source_arguments(parts.decoder, offline=offline)}
+        sources = (parts.base.source, parts.decoder.source)
+        return load_halves(sources, configuration, options.seed_of_new_weights, (of_base, of_decoder))
+    loaded: Any = model_class.from_pretrained(
+        parts.base.source,
+        config=configuration,
+        output_loading_info=True,
+        trust_remote_code=options.trust_remote_code,
+        **of_base,
     )
+    return loaded[0], loaded[1]
 
 
-def _saved_dtype(configuration: PreTrainedConfig) -> torch.dtype:
-    import torch
-
-    saved = getattr(configuration, "dtype", None)
-    return saved if isinstance(saved, torch.dtype) else torch.float32
+def _weight_arguments(options: HfOptions) -> dict[str, object]:
+    arguments: dict[str, object] = {
+        "dtype": options.dtype,
+        "use_safetensors": None if options.allow_pickle else True,
+    }
+    if options.attn_implementation is not None:
+        arguments["attn_implementation"] = options.attn_implementation
+    if options.device_map is not None:
+        arguments["device_map"] = options.device_map
+    return arguments
 
 
 def chosen_device(options: HfOptions) -> torch.device:
@@ -193,14 +238,6 @@ def chosen_device(options: HfOptions) -> torch.device:
             f"device {options.device!r} cannot be used here: {reason}\nUse --set backend.device=cpu, or auto."
         ) from None
     return device
-
-
-def library_version(name: str, *, extra: str = "hf", needed_for: str = "backend hf") -> str:
-    """The installed version, found without importing it. Raises `MissingExtraError`."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        raise MissingExtraError(extra, needed_for, name) from None
 
 
 def _source_arguments(location: Location, *, offline: bool) -> dict[str, str | bool]:

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mhe import Part
 
 _NEUTRAL = {"answer_neutral": True}
+
+
+class AdapterChoice(Part):
+    """An adapter's folder, and the sub-module that it belongs to."""
+
+    folder: str
+    module: str = ""
+    """Dotted name such as `text_decoder`; empty for the whole model."""
+
+
+def _as_choice(value: object) -> object:
+    return {"folder": value} if isinstance(value, str) else value
 
 
 class HfOptions(Part):
@@ -28,6 +40,22 @@ class HfOptions(Part):
     """Quantise the scales of nf4 and fp4 as well."""
     quantized_modules: tuple[Literal["vision", "fusion", "language"], ...] = ("vision", "fusion", "language")
     """Modules that `quantization` applies to."""
+    adapter: Annotated[str | None, Field(json_schema_extra=_NEUTRAL)] = None
+    """Folder of a PEFT adapter for the model; its content is part of the fingerprint."""
+    adapters: Annotated[
+        tuple[Annotated[AdapterChoice, BeforeValidator(_as_choice)], ...], Field(json_schema_extra=_NEUTRAL)
+    ] = ()
+    """Several, in their order: folders, or `{folder: F, module: text_decoder}` for one on a sub-module."""
+    merge_adapter: bool = False
+    """Add adapters to the weights while loading, which changes the last bits of answers and saves their time."""
+    other_base: Annotated[bool, Field(json_schema_extra=_NEUTRAL)] = False
+    """Put adapters on this base although they name another: for the same weights under another name."""
+    prefix: str = ""
+    """How every caption of a captioner (BLIP, vision-encoder-decoder) begins. Other models are asked the prompt."""
+    seed_of_new_weights: int = 0
+    """For a model put together from two halves: what its cross-attention is drawn from."""
+    untrained: bool = False
+    """Evaluate a model whose cross-attention has never been trained, for the noise that it writes."""
     trust_remote_code: bool = False
     """Run Python code that lies beside the weights. Only for models whose code you have read."""
     allow_pickle: bool = False
@@ -47,9 +75,15 @@ class HfOptions(Part):
     def _choices_agree(self) -> HfOptions:
         if self.double_quant and self.quantization not in ("nf4", "fp4"):
             raise ValueError(f"double_quant needs quantization nf4 or fp4, and it is {self.quantization}")
+        if self.merge_adapter and self.quantization != "none":
+            raise ValueError(f"weights of {self.quantization} cannot take an adapter in exactly: merge_adapter=false")
         if self.device_map is not None and self.device != "auto":
             raise ValueError(f"give device ({self.device}) or device_map ({self.device_map}), not both")
         return self
+
+    def all_adapters(self) -> tuple[AdapterChoice, ...]:
+        """`adapter` before `adapters`."""
+        return ((AdapterChoice(folder=self.adapter),) if self.adapter else ()) + self.adapters
 
     def in_key(self) -> dict[str, object]:
         """Options that may change an answer."""
