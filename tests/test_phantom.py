@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,9 +15,22 @@ import pytest
 from mhe import ReadContext, Sample, UserError, open_image
 from mhe_tasks.phantom.captions import write_caption
 from mhe_tasks.phantom.drawing import draw_pixels
-from mhe_tasks.phantom.facts import INTENSITIES, MODALITIES, NUMBERS, RADII, REGIONS, SIDES, SIZES, Facts, draw_facts
-from mhe_tasks.phantom.questions import QUESTION_TYPES, ask_questions
+from mhe_tasks.phantom.facts import (
+    INTENSITIES,
+    MODALITIES,
+    NUMBERS,
+    POSITIONS,
+    RADII,
+    REGIONS,
+    SHAPES,
+    SIDES,
+    SIZES,
+    Facts,
+    draw_facts,
+)
+from mhe_tasks.phantom.questions import ask_questions
 from mhe_tasks.phantom.reader import DEFAULT_COUNTS, SPLITS, PhantomOptions, PhantomReader, image_seed
+from mhe_tasks.phantom.subtle import CONTRASTS, SUBTLE_RADII, draw_subtle_facts
 
 # Of the raw pixels: they may change only together with the version of both tasks.
 DIGESTS = {
@@ -26,6 +40,16 @@ DIGESTS = {
     2**63 + 7: "0c35809461eccd66f810841ce687dc84c48ec9bdb7be9262ac1ca7e8354583b0",
     2**64 - 1: "c9646d054a9847aa96836670ad75e4ff1f7c096d4687fa9da0d0a3b2398d7209",
 }
+
+
+# Likewise of the subtle phantoms.
+SUBTLE_DIGESTS = {
+    0: "9cf7a02cd1d47176694da7284d9287b73e6aa8b43105bc47f7db203265e3e960",
+    1: "e1ac5e2e47382c09bdc6c3bfc8e8b4b8f79d367b3049bd2d54ba9e5d6b4bbe02",
+    2**62 + 7: "34a64f2b0d3bb97cc6b46b88318a671222dbeee6efa89c66ea10f7e4face74ca",
+    2**64 - 1: "9620fa85788fda665d5b2cd14330f0d23485f6018d53b1f758b6c8ce0a2aa129",
+}
+SUBTLE = {"findings": "subtle"}
 
 
 def read(split: str, **options: object) -> list[Sample]:
@@ -134,12 +158,15 @@ def answer_from_facts(sample: Sample, f: Facts) -> str:
         "side": f.side,
         "size": f.size,
         "intensity": f.intensity,
+        "position": f.position,
+        "shape": f.shape,
     }[kind]
     assert truth is not None
     if sample.answer_type == "open":
         return truth
     choices = {"modality": MODALITIES, "region": REGIONS, "number": NUMBERS, "side": SIDES, "size": SIZES}
-    named = [c for c in choices.get(kind, INTENSITIES) if c in text.rstrip("?").split()]
+    choices |= {"intensity": INTENSITIES, "position": POSITIONS, "shape": SHAPES}
+    named = [c for c in choices[kind] if f" {c} " in f"{text.rstrip('?')} "]
     assert len(named) == 1, text
     return "yes" if named[0] == truth else "no"
 
@@ -150,7 +177,7 @@ def test_every_answer_is_true():
         f = draw_facts(sample.images[0].source.seed)
         assert sample.references == (answer_from_facts(sample, f),)
     kinds = {(s.groups["question_type"], s.answer_type) for s in samples}
-    assert len(kinds) == 2 * len(QUESTION_TYPES) - 1
+    assert len(kinds) == 13
 
 
 def test_questions_of_a_lesion_are_asked_only_where_there_is_one():
@@ -223,3 +250,137 @@ def test_an_image_is_read_as_drawn():
     pixels = np.asarray(open_image(image))
     assert (pixels == image.source.draw()[:, :, None]).all()
     assert read("test", count=1, size=128)[0].images[0].source.digest() != image.source.digest()
+
+
+def many_subtle_facts(count: int = 400) -> list[Facts]:
+    return [draw_subtle_facts(seed * 0x9E3779B97F4A7C15 % 2**64) for seed in range(count)]
+
+
+@pytest.mark.parametrize(("seed", "digest"), SUBTLE_DIGESTS.items())
+def test_subtle_pixels_are_the_same_everywhere(seed, digest):
+    pixels = draw_pixels(draw_subtle_facts(seed))
+    assert pixels.shape == (64, 64)
+    assert hashlib.sha256(pixels.tobytes()).hexdigest() == digest
+
+
+def test_every_subtle_fact_occurs():
+    facts = many_subtle_facts()
+    assert {f.modality for f in facts} == set(MODALITIES)
+    assert {f.number for f in facts} == {0, 1, 2, 3}
+    assert {f.position for f in facts} == {*POSITIONS, None}
+    assert {f.shape for f in facts} == {*SHAPES, None}
+    assert {f.size for f in facts} == {*SIZES, None}
+    assert {f.side for f in facts} == {None}
+
+
+def test_subtle_lesions_lie_apart_in_their_quadrant_and_have_their_shape():
+    for f in many_subtle_facts(1000):
+        assert (f.position is None) == (f.shape is None) == (f.number == 0)
+        for index, lesion in enumerate(f.lesions):
+            width, height = lesion.half_width, lesion.half_height
+            assert (lesion.x + width < 0) if "left" in f.position else (lesion.x - width > 0)
+            assert (lesion.y + height < 0) if "upper" in f.position else (lesion.y - height > 0)
+            low, high = SUBTLE_RADII[f.size]
+            assert low - 2 <= (width * height) ** 0.5 <= high
+            ratio = max(width, height) / min(width, height)
+            assert ratio == 1 if f.shape == "round" else 1.6 < ratio < 2
+            for other in f.lesions[index + 1 :]:
+                reach = max(width, height) + max(other.half_width, other.half_height)
+                assert (lesion.x - other.x) ** 2 + (lesion.y - other.y) ** 2 > reach**2
+
+
+def test_subtle_lesions_differ_from_the_same_image_without_them():
+    """By their contrast, before noise: drawn twice, with and without lesions, noise and all else being equal."""
+    checked = 0
+    for f in many_subtle_facts(300):
+        if not f.lesions or f.modality == "ultrasound":
+            continue
+        sound = draw_pixels(replace(f, lesions=()), 256).astype(int)
+        change = draw_pixels(f, 256).astype(int) - sound
+        for lesion in f.lesions:
+            column, row = (lesion.x + 512) // 4, (lesion.y + 512) // 4
+            inside = np.abs(change[row - 2 : row + 3, column - 2 : column + 3])
+            # A level may be cut off at black or white.
+            assert 15 < np.median(inside) <= CONTRASTS[1]
+            sign = 1 if f.intensity == "bright" else -1
+            assert np.median(change[row - 2 : row + 3, column - 2 : column + 3]) * sign > 0
+        far = np.abs(change) > 2
+        assert far.mean() < 0.05
+        checked += 1
+    assert checked > 100
+
+
+@pytest.mark.parametrize("scope", ["source", "target"])
+def test_every_subtle_answer_is_true(scope):
+    samples = read("train", count=300, per_type=2, seed=3, scope=scope, **SUBTLE)
+    for sample in samples:
+        assert sample.references == (answer_from_facts(sample, sample.images[0].source.facts()),)
+    kinds = {(s.groups["question_type"], s.answer_type) for s in samples}
+    assert len(kinds) == (13 if scope == "source" else 15)
+
+
+def test_the_target_has_what_the_source_lacks():
+    source = read("train", count=400, scope="source", **SUBTLE)
+    target = read("train", count=400, scope="target", **SUBTLE)
+    assert {s.groups["modality"] for s in source} == {"CT", "MRI", "radiograph"}
+    assert "size" not in {s.groups["question_type"] for s in source}
+    of_ultrasound = {s.groups["question_type"] for s in target if s.groups["modality"] == "ultrasound"}
+    assert of_ultrasound == {"modality", "region", "presence", "number", "size", "intensity", "position", "shape"}
+    assert {s.groups["question_type"] for s in target if s.groups["modality"] != "ultrasound"} == {"size"}
+    assert not any("size" in (s.question or "") for s in source)
+    captions = [s.references[0] for s in read("train", count=400, ask="caption", scope="source", **SUBTLE)]
+    assert not any(word in caption for caption in captions for word in ("small", "large", "Ultrasound"))
+    told = [s.references[0] for s in read("train", count=400, ask="caption", scope="target", **SUBTLE)]
+    assert all("small" in c or "large" in c for c in told if "lesions" in c and "any" not in c)
+    assert any("Ultrasound" in c for c in told)
+
+
+def test_source_and_target_and_their_splits_share_no_image():
+    seen: dict[str, tuple[str, str]] = {}
+    for scope in ("source", "target"):
+        for split in SPLITS:
+            images = [s.images[0] for s in read(split, ask="caption", count=500, scope=scope, **SUBTLE)]
+            assert len(images) == 500
+            for image in images:
+                digest = image.source.digest()
+                assert seen.setdefault(digest, (scope, split)) == (scope, split)
+    assert len(seen) == 6 * 500
+
+
+@pytest.mark.parametrize("scope", ["source", "target"])
+def test_no_constant_answer_is_a_good_one_for_subtle_phantoms(scope):
+    answers = defaultdict(Counter)
+    for sample in read("test", count=1000, scope=scope, **SUBTLE):
+        answers[sample.groups["question_type"], sample.answer_type][sample.references[0]] += 1
+    for (kind, answer_type), counts in answers.items():
+        share = max(counts.values()) / counts.total()
+        if scope == "target" and (kind, answer_type) == ("modality", "open"):
+            # Of the target's modalities only ultrasound is new.
+            assert set(counts) == {"ultrasound"}
+            continue
+        assert share < 0.66, (kind, answer_type, counts)
+
+
+@pytest.mark.parametrize("scope", ["source", "target"])
+def test_the_majority_answer_of_the_published_split_is_below_60_percent_when_closed(scope):
+    closed = Counter(s.references[0] for s in read("test", scope=scope, **SUBTLE) if s.answer_type == "closed")
+    assert closed.total() > 300
+    assert set(closed) == {"yes", "no"}
+    assert max(closed.values()) / closed.total() < 0.6
+
+
+def test_plain_phantoms_have_no_parts():
+    with pytest.raises(ValueError, match="plain phantoms have only scope 'all'"):
+        PhantomOptions.model_validate({"scope": "source"})
+
+
+def test_subtle_captions_name_every_fact():
+    for f in many_subtle_facts(200):
+        caption = write_caption(f)
+        without_size = write_caption(f, names_size=False)
+        if f.number:
+            assert f" {NUMBERS[f.number]} {f.size} {f.shape} " in caption
+            assert f" {NUMBERS[f.number]} {f.shape} " in without_size
+            assert f"in the {f.position}" in caption
+        else:
+            assert caption == without_size

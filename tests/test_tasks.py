@@ -12,7 +12,19 @@ from mhe.samples import load_samples
 from releases import make_rocov2, rocov2_rows
 
 CATALOG = open_catalog()
-OURS = ["phantom-caption", "phantom-vqa", "roco", "roco-327", "slake", "slake-zh", "vqa-rad"]
+OURS = [
+    "phantom-caption",
+    "phantom-caption-source",
+    "phantom-caption-target",
+    "phantom-vqa",
+    "phantom-vqa-source",
+    "phantom-vqa-target",
+    "roco",
+    "roco-327",
+    "slake",
+    "slake-zh",
+    "vqa-rad",
+]
 real = pytest.mark.skipif("MHE_TEST_DATA" not in os.environ, reason="MHE_TEST_DATA is not set: no real data here")
 
 

@@ -8,20 +8,21 @@ a random one.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mhe import UserError
-from mhe_tiny.lessons import read_lessons
-from mhe_tiny.tokens import train_tokenizer
+from mhe_tiny import blip2, blip_caption, blip_vqa, llava, llava_next, mllama, qwen2_vl, visiongpt2
+from mhe_tiny.lessons import PLAIN, SOURCE, Curriculum, read_lessons
+from mhe_tiny.plan import Plan
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, ProcessorMixin
 
+    from mhe_tiny.architecture import Architecture, Processor
     from mhe_tiny.lessons import Lesson
-
-    Pair = tuple[LlavaForConditionalGeneration, LlavaProcessor]
 
 TOKENIZER_STREAM = 0
 TOKENIZER_IMAGES = 2048
@@ -30,26 +31,50 @@ SPREAD = 8.0
 tokens whatever they are shown."""
 
 
-def _tiny_llava(tokenizer: PreTrainedTokenizerFast, seed: int) -> Pair:
-    from mhe_tiny import llava
-
-    return llava.build_model(tokenizer, seed), llava.build_processor(tokenizer)
+SOURCE_PLAN = Plan(vision_steps=900, steps=600, turns=5)
 
 
-BUILDERS: dict[str, Callable[[PreTrainedTokenizerFast, int], Pair]] = {"tiny-llava": _tiny_llava}
-"""Name to what builds model and processor; each architecture has a file of its own."""
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """An architecture, what it is taught, and how long."""
+
+    architecture: Architecture
+    curriculum: Curriculum = SOURCE
+    plan: Plan = SOURCE_PLAN
+    is_halved: bool = True
+    """Whether the trained weights are kept as float16; they are loaded as float32 all the same."""
 
 
-def build(name: str, seed: int, lessons: Sequence[Lesson] | None = None) -> Pair:
-    """Return an untrained model and its processor; the tokenizer is trained on the lessons' text.
+BUILDERS: Mapping[str, Builder] = {
+    "tiny-blip": Builder(blip_caption),
+    "tiny-blip-vqa": Builder(blip_vqa),
+    "tiny-blip2": Builder(blip2),
+    "tiny-llava": Builder(llava, PLAIN, Plan(), is_halved=False),
+    "tiny-llava-base": Builder(llava),
+    "tiny-llava-next": Builder(llava_next),
+    "tiny-mllama": Builder(mllama),
+    "tiny-qwen2-vl": Builder(qwen2_vl),
+    "tiny-visiongpt2": Builder(visiongpt2),
+}
+"""By name; each architecture has a file of its own."""
 
-    Raises `UserError` for a name that is not one of `BUILDERS`.
-    """
+
+def find_builder(name: str) -> Builder:
+    """Return the builder of this name; raises `UserError` for a name that is not one of `BUILDERS`."""
     if name not in BUILDERS:
         raise UserError(f"no small model is called {name!r}; there are: {', '.join(sorted(BUILDERS))}")
-    known = read_lessons(TOKENIZER_STREAM, TOKENIZER_IMAGES) if lessons is None else lessons
-    texts = [f"USER: {prompt} ASSISTANT: {answer}" for lesson in known for prompt, answer in lesson.turns]
-    return BUILDERS[name](train_tokenizer(texts), seed)
+    return BUILDERS[name]
+
+
+def build(name: str, seed: int, lessons: Sequence[Lesson] | None = None) -> tuple[PreTrainedModel, Processor]:
+    """Return an untrained model and its processor; the tokenizer is trained on the lessons' text.
+
+    Raises `UserError` for an unknown name.
+    """
+    builder = find_builder(name)
+    known = read_lessons(builder.curriculum, TOKENIZER_STREAM, TOKENIZER_IMAGES) if lessons is None else lessons
+    tokenizer = builder.architecture.train_tokenizer(turn for lesson in known for turn in lesson.turns)
+    return builder.architecture.build_model(tokenizer, seed), builder.architecture.build_processor(tokenizer)
 
 
 def build_folder(name: str, folder: Path, seed: int = 0) -> Path:
@@ -63,7 +88,8 @@ def build_folder(name: str, folder: Path, seed: int = 0) -> Path:
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(SPREAD)
-    save_published(model, processor, folder)
+    # A family without a processor class has its two parts, which are saved alike.
+    save_published(model, cast("ProcessorMixin", processor), folder)
     return folder
 
 

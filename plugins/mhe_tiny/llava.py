@@ -6,21 +6,66 @@ the language model, so that removing a third of the heads is possible.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from mhe_tiny.chat import ChatLearner
 from mhe_tiny.initial import set_patch_filters, set_positions
-from mhe_tiny.tokens import CONTEXT, IMAGE_TOKEN
+from mhe_tiny.packing import Batch, weigh_answers
+from mhe_tiny.tokens import CONTEXT, ControlTokens, train_bpe
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+    import torch
+    from torch import nn
+    from transformers import (
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerBase,
+        PreTrainedTokenizerFast,
+    )
 
+    from mhe_tiny.architecture import Pictures
+    from mhe_tiny.lessons import Lesson
+
+CLASS = "LlavaForConditionalGeneration"
+ANSWERS_QUESTIONS = True
 IMAGE_SIZE = 64
 PATCH = 8
 WIDTH = 128
 PATCHES = (IMAGE_SIZE // PATCH) ** 2
+IMAGE_TOKEN = "<image>"  # noqa: S105 - stands for an image in prompts, no secret
+CONTROL = ControlTokens(
+    ("<unk>", "<s>", "</s>", "<pad>", IMAGE_TOKEN),
+    begin="<s>",
+    end="</s>",
+    pad="<pad>",
+    unknown="<unk>",
+    others=(IMAGE_TOKEN,),
+)
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message['role'] == 'assistant' %} {% elif message['role'] == 'system' -%}{%- else -%}USER: {% endif -%}
+{%- if message['content'] is string -%}{{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] if part['type'] == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' -%}{{ part['text'] }}{%- endfor -%}
+{%- endif -%}
+{%- if message['role'] == 'assistant' -%}{{ eos_token }}
+{%- elif message['role'] == 'system' -%}{{ '\\n' }}
+{%- else %} ASSISTANT:{% endif -%}
+{%- endfor -%}
+"""
+"""LLaVA-1.5's, `USER: <image>\\n… ASSISTANT: …</s>`. A user's turn always opens the assistant's."""
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+def train_tokenizer(turns: Iterable[tuple[str, str]]) -> PreTrainedTokenizerFast:
+    """Return the tokenizer, with bos, eos, pad, unk and image tokens."""
+    return train_bpe(
+        (f"USER: {prompt} ASSISTANT: {answer}" for prompt, answer in turns), CONTROL, template=CHAT_TEMPLATE
+    )
+
+
+def build_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
     """Return the processor: the whole image squeezed to 64 x 64 (a crop would lose a side), values in [-1, 1]."""
     from transformers import LlavaProcessor
     from transformers.models.clip import CLIPImageProcessorPil
@@ -44,7 +89,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForConditionalGeneration:
+def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlavaForConditionalGeneration:
     """Return the untrained model in float32; equal seeds give equal weights."""
     import torch
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -92,3 +137,46 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForCondit
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+class LlavaLearner(ChatLearner):
+    """Trains and asks a LLaVA."""
+
+    @property
+    def vision(self) -> nn.Module:
+        """CLIP's encoder."""
+        tower: nn.Module = self.model.model.vision_tower
+        return tower
+
+    @property
+    def width(self) -> int:
+        """Width of a patch's features."""
+        return WIDTH
+
+    def see(self, pictures: Pictures) -> torch.Tensor:
+        """Return the features of the patches as the projector gets them."""
+        layers = self.model.model.vision_tower(pictures["pixel_values"], output_hidden_states=True).hidden_states
+        features: torch.Tensor = layers[self.model.config.vision_feature_layer][:, 1:]
+        return features
+
+    def answer_loss(self, lessons: Sequence[Lesson], pictures: Pictures, seen: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss over the answers of all turns."""
+        del pictures
+        batch = self.packer.pack(lessons)
+        projected = self.model.model.multi_modal_projector(seen)
+        return weigh_answers(self.model.lm_head, self._read(batch, projected), batch)
+
+    def _read(self, batch: Batch, projected: torch.Tensor) -> torch.Tensor:
+        language = self.model.model.language_model
+        hidden: torch.Tensor = language(
+            inputs_embeds=self.embed(language.embed_tokens, batch, projected),
+            attention_mask=batch.visible,
+            position_ids=batch.positions,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden
+
+
+def build_learner(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> LlavaLearner:
+    """Return what trains and asks the model."""
+    return LlavaLearner(model, processor, image_token=IMAGE_TOKEN, image_tokens=PATCHES)

@@ -7,27 +7,41 @@ fraction of the cost: the image tokens are computed once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mhe_tiny.turns import render_turn
-
 if TYPE_CHECKING:
     import torch
-    from transformers import LlavaProcessor
+    from torch import nn
 
     from mhe_tiny.lessons import Lesson
 
 IGNORED = -100
+
+Tokens = list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Token ids of one turn."""
+
+    prefix: Tokens
+    """What all turns of the image share."""
+    body: Tokens
+    """The rest of the prompt."""
+    answer: Tokens
+    """The answer with the token that ends it."""
+
+
+Encode = Callable[[str, str], Turn]
+"""From a prompt and its answer to tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Tensors of b images; t is the longest packed sequence."""
 
-    pixels: torch.Tensor
-    """(b, 3, height, width), as the processor makes them."""
     tokens: torch.Tensor
     """(b, t)."""
     labels: torch.Tensor
@@ -36,19 +50,19 @@ class Batch:
     """(b, t): 1 / length of the answer at its tokens, 0 elsewhere, so that "yes" counts as much as a caption."""
     positions: torch.Tensor
     """(b, t)."""
+    blocks: torch.Tensor
+    """(b, t): 0 in the prefix, 1 and up in the turns, -1 in the padding."""
     visible: torch.Tensor
     """(b, 1, t, t): True where a row may look at a column."""
 
 
 class Packer:
-    """Turns lessons into batches with a model's own processor and chat template."""
+    """Turns lessons into batches with a model's own way to write a turn."""
 
-    def __init__(self, processor: LlavaProcessor, image_tokens: int) -> None:
-        self._processor = processor
-        self._tokenizer = processor.tokenizer
-        self._image = self._tokenizer.convert_tokens_to_ids(processor.image_token)
-        self._image_tokens = image_tokens
-        self._known: dict[tuple[str, str], tuple[list[int], list[int], list[int]]] = {}
+    def __init__(self, encode: Encode, pad: int) -> None:
+        self._encode = encode
+        self._pad = pad
+        self._known: dict[tuple[str, str], Turn] = {}
 
     def pack(self, lessons: Sequence[Lesson]) -> Batch:
         """Return the batch of these lessons."""
@@ -64,43 +78,46 @@ class Packer:
         same = blocks[:, None, :] == blocks[:, :, None]
         earlier = torch.ones(length, length, dtype=torch.bool).tril()
         visible = ((blocks[:, None, :] == 0) | same) & earlier
-        pictures = self._processor.image_processor([lesson.open() for lesson in lessons], return_tensors="pt")
         return Batch(
-            pixels=pictures["pixel_values"],
-            tokens=column(0, self._tokenizer.pad_token_id),
+            tokens=column(0, self._pad),
             labels=column(1, IGNORED),
             weights=torch.where(lengths > 0, 1 / lengths.clamp(min=1), 0.0),
             positions=column(2, 0),
+            blocks=blocks,
             visible=visible[:, None],
         )
 
-    def _row(self, lesson: Lesson) -> tuple[list[int], ...]:
+    def _row(self, lesson: Lesson) -> tuple[Tokens, ...]:
         """Tokens, labels, positions, blocks (0: prefix, 1 and up: turns) and answer lengths of one lesson."""
-        prefix = self._encode(*lesson.turns[0])[0]
+        prefix = self._turn(*lesson.turns[0]).prefix
         tokens, labels = list(prefix), [IGNORED] * len(prefix)
         positions, blocks, lengths = list(range(len(prefix))), [0] * len(prefix), [0] * len(prefix)
-        for number, turn in enumerate(lesson.turns, start=1):
-            _, body, answer = self._encode(*turn)
-            tokens += body + answer
-            labels += [IGNORED] * len(body) + answer
-            lengths += [0] * len(body) + [len(answer)] * len(answer)
-            length = len(body) + len(answer)
+        for number, (prompt, said) in enumerate(lesson.turns, start=1):
+            turn = self._turn(prompt, said)
+            tokens += turn.body + turn.answer
+            labels += [IGNORED] * len(turn.body) + turn.answer
+            lengths += [0] * len(turn.body) + [len(turn.answer)] * len(turn.answer)
+            length = len(turn.body) + len(turn.answer)
             positions += range(len(prefix), len(prefix) + length)
             blocks += [number] * length
         return tokens, labels, positions, blocks, lengths
 
-    def _encode(self, prompt: str, answer: str) -> tuple[list[int], list[int], list[int]]:
-        """Prefix up to the last image token, rest of the prompt, and answer with its end, as token ids."""
+    def _turn(self, prompt: str, answer: str) -> Turn:
         key = (prompt, answer)
         if key not in self._known:
-            opened = self._tokens_of(render_turn(self._processor, prompt))
-            whole = self._tokens_of(render_turn(self._processor, prompt, answer))
-            if whole[: len(opened)] != opened:
-                raise ValueError(f"the chat template does not continue the prompt {prompt!r}")
-            at = opened.index(self._image)
-            prefix = opened[:at] + [self._image] * self._image_tokens
-            self._known[key] = (prefix, opened[at + 1 :], whole[len(opened) :])
+            self._known[key] = self._encode(prompt, answer)
         return self._known[key]
 
-    def _tokens_of(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+def weigh_answers(head: nn.Module, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Return the mean cross-entropy over answers; the head is applied to the rows of their tokens alone.
+
+    `hidden` is (b, t, width), what the head reads.
+    """
+    from torch.nn.functional import cross_entropy
+
+    targets = batch.labels[:, 1:]
+    asked = targets != IGNORED
+    losses = cross_entropy(head(hidden[:, :-1][asked]), targets[asked], reduction="none")
+    weights = batch.weights[:, 1:][asked]
+    return (losses * weights).sum() / weights.sum()

@@ -10,37 +10,23 @@ Every step draws fresh images. Matrices inside the blocks are trained by Muon, e
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from mhe_tiny.packing import IGNORED, Batch, Packer
 from mhe_tiny.probe import FactProbe
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import PreTrainedModel
 
+    from mhe_tiny.architecture import Learner
     from mhe_tiny.lessons import Lesson
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How long and how fast to train."""
-
-    vision_steps: int = 500
-    vision_batch: int = 48
-    steps: int = 1800
-    batch: int = 16
-    rate: float = 2e-3
-    """Highest learning rate, of both optimizers."""
-    vision_rate: float = 6e-4
-    """Highest learning rate of the vision tower in the second stage."""
-    probe_weight: float = 0.3
-    warm_up: int = 100
+    from mhe_tiny.plan import Plan
 
 
 Report = Callable[[str, int, int, float], None]
@@ -51,8 +37,8 @@ Report = Callable[[str, int, int, float], None]
 class Course:
     """What both stages work with."""
 
-    model: LlavaForConditionalGeneration
-    processor: LlavaProcessor
+    learner: Learner
+    model: PreTrainedModel
     lessons: Iterator[Lesson]
     plan: Plan
     report: Report
@@ -68,62 +54,45 @@ def train(course: Course) -> None:
         for name, answer in lesson.facts.items():
             answers.setdefault(name, set()).add(answer)
     ordered = {name: sorted(values) for name, values in sorted(answers.items())}
-    probe = FactProbe(ordered, model.model.vision_tower.config.hidden_size)
+    probe = FactProbe(ordered, course.learner.width)
     _train_vision(course, probe)
     _train_whole(course, probe)
     model.eval()
 
 
 def _train_vision(course: Course, probe: FactProbe) -> None:
-    model, plan = course.model, course.plan
-    named = [*model.model.vision_tower.named_parameters(), *probe.named_parameters(prefix="probe")]
+    learner, plan = course.learner, course.plan
+    named = [*learner.vision.named_parameters(), *probe.named_parameters(prefix="probe")]
     schedule = _Schedule([(named, plan.rate)], plan.vision_steps, plan.warm_up)
     for step in range(plan.vision_steps):
         taken = list(islice(course.lessons, plan.vision_batch))
-        pictures = course.processor.image_processor([lesson.open() for lesson in taken], return_tensors="pt")
-        loss = probe.loss(_see(model, pictures["pixel_values"]), [lesson.facts for lesson in taken])
+        seen = learner.see(learner.look([lesson.open() for lesson in taken]))
+        loss = probe.loss(seen, [lesson.facts for lesson in taken])
         schedule.step(step, loss)
         course.report("vision", step, plan.vision_steps, float(loss.detach()))
 
 
 def _train_whole(course: Course, probe: FactProbe) -> None:
-    model, plan = course.model, course.plan
-    packer = Packer(course.processor, model.config.image_seq_length)
-    seeing = [*model.model.vision_tower.named_parameters(), *probe.named_parameters(prefix="probe")]
-    seen = {id(parameter) for _, parameter in seeing}
-    talking = [(name, value) for name, value in model.named_parameters() if id(value) not in seen]
+    learner, plan = course.learner, course.plan
+    seeing = [*learner.vision.named_parameters(), *probe.named_parameters(prefix="probe")]
+    seen_ids = {id(parameter) for _, parameter in seeing}
+    talking = [(name, value) for name, value in course.model.named_parameters() if id(value) not in seen_ids]
     schedule = _Schedule([(talking, plan.rate), (seeing, plan.vision_rate)], plan.steps, plan.warm_up)
     for step in range(plan.steps):
-        taken = list(islice(course.lessons, plan.batch))
-        batch = packer.pack(taken)
-        patches = _see(model, batch.pixels)
-        loss = answer_loss(model, batch, patches)
-        probed = probe.loss(patches, [lesson.facts for lesson in taken])
+        taken = [_fewer_turns(lesson, plan.turns) for lesson in islice(course.lessons, plan.batch)]
+        pictures = learner.look([lesson.open() for lesson in taken])
+        seen = learner.see(pictures)
+        loss = learner.answer_loss(taken, pictures, seen)
+        probed = probe.loss(seen, [lesson.facts for lesson in taken])
         schedule.step(step, loss + plan.probe_weight * probed)
         course.report("whole", step, plan.steps, float(loss.detach()))
 
 
-def _see(model: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
-    """Return patch features (b, patches, width) as the projector gets them."""
-    seen = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
-    features: torch.Tensor = seen[model.config.vision_feature_layer][:, 1:]
-    return features
-
-
-def answer_loss(model: LlavaForConditionalGeneration, batch: Batch, patches: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy over answers; the head is applied to the rows of their tokens alone."""
-    language = model.model.language_model
-    pictures = model.model.multi_modal_projector(patches)
-    at_image = (batch.tokens == model.config.image_token_id)[..., None]
-    inputs = language.embed_tokens(batch.tokens).masked_scatter(at_image, pictures)
-    hidden = language(
-        inputs_embeds=inputs, attention_mask=batch.visible, position_ids=batch.positions, use_cache=False
-    ).last_hidden_state
-    targets = batch.labels[:, 1:]
-    asked = targets != IGNORED
-    losses = nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][asked]), targets[asked], reduction="none")
-    weights = batch.weights[:, 1:][asked]
-    return (losses * weights).sum() / weights.sum()
+def _fewer_turns(lesson: Lesson, count: int | None) -> Lesson:
+    """Return the lesson with `count` of its turns, drawn by its image's id."""
+    if count is None or count >= len(lesson.turns):
+        return lesson
+    return replace(lesson, turns=tuple(random.Random(lesson.image.id).sample(lesson.turns, count)))
 
 
 class _Schedule:
@@ -137,7 +106,7 @@ class _Schedule:
         self._optimizers: list[torch.optim.Optimizer] = []
         for named, rate in groups:
             # Muon is for matrices between hidden states: not for tables and not for the outputs.
-            outer = ("embed", "lm_head", "probe")
+            outer = ("embed", "lm_head", "probe", "wte", "wpe", "predictions", "query_tokens", "class_embedding")
             inner = [p for name, p in named if p.ndim == 2 and not any(word in name for word in outer)]
             taken = {id(parameter) for parameter in inner}
             rest = [parameter for _, parameter in named if id(parameter) not in taken]

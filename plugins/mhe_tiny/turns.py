@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import LlavaProcessor
+    from transformers import ProcessorMixin
 
 
-def render_turn(processor: LlavaProcessor, prompt: str, answer: str | None = None) -> str:
+def render_turn(processor: ProcessorMixin, prompt: str, answer: str | None = None) -> str:
     """Return a prompt about one image, open for the answer, or with it and the end of text where it is given."""
     user: dict[str, object] = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
     turns = [user]

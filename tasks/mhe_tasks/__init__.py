@@ -13,7 +13,19 @@ if TYPE_CHECKING:
 
     from mhe import DatasetReaderFactory
 
-TASK_FOLDERS = ("phantom_caption", "phantom_vqa", "roco", "roco_327", "slake", "slake_zh", "vqa_rad")
+TASK_FOLDERS = (
+    "phantom_caption",
+    "phantom_caption_source",
+    "phantom_caption_target",
+    "phantom_vqa",
+    "phantom_vqa_source",
+    "phantom_vqa_target",
+    "roco",
+    "roco_327",
+    "slake",
+    "slake_zh",
+    "vqa_rad",
+)
 
 
 def _load_phantom() -> DatasetReaderFactory:

@@ -54,9 +54,11 @@ def draw_pixels(facts: Facts, size: int = 64) -> Pixels:
     else:
         canvas = _slice(facts, levels, size)
     for lesion in facts.lesions:
-        canvas[_ellipse(size, lesion.x, lesion.y, lesion.half_width, lesion.half_height)] = LESION_LEVEL[
-            facts.intensity or "bright"
-        ]
+        mask = _ellipse(size, lesion.x, lesion.y, lesion.half_width, lesion.half_height)
+        if facts.contrast is None:
+            canvas[mask] = LESION_LEVEL[facts.intensity or "bright"]
+        else:
+            canvas[mask] += facts.contrast if facts.intensity == "bright" else -facts.contrast
     canvas = _soften(canvas)
     noise = draws.noise(size, size) * facts.noise
     if facts.modality == "ultrasound":

@@ -11,12 +11,14 @@ Modality = Literal["CT", "MRI", "radiograph", "ultrasound"]
 MODALITIES: tuple[Modality, ...] = ("CT", "MRI", "radiograph", "ultrasound")
 REGIONS = ("head", "chest", "abdomen", "pelvis")
 SIDES = ("left", "right")
+POSITIONS = ("upper left", "upper right", "lower left", "lower right")
 SIZES = ("small", "large")
+SHAPES = ("round", "oblong")
 INTENSITIES = ("dark", "bright")
 NUMBERS = ("zero", "one", "two", "three")
 
-# Drawn with these weights so that neither "yes, there is a lesion" nor any number is a good guess.
-_NUMBER_WEIGHTS = (0, 0, 0, 0, 1, 1, 2, 2, 3, 3)
+NUMBER_WEIGHTS = (0, 0, 0, 0, 1, 1, 2, 2, 3, 3)
+"""Drawn from, so that neither "yes, there is a lesion" nor any number is a good guess."""
 
 # Radii in canonical units (the image is 1024 wide): about 2.8 and 5.6 pixels at 64 x 64.
 RADII = {"small": (40, 50), "large": (84, 96)}
@@ -36,10 +38,11 @@ class Lesion:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """One phantom's facts. `side`, `size` and `intensity` hold for all its lesions.
+    """One phantom's facts. `side` or `position`, `size`, `intensity` and `shape` hold for all its lesions.
 
     `side` is the side of the image as displayed, not the patient's: left is where x is negative.
-    With no lesion, `side`, `size` and `intensity` are None and `lesions` is empty.
+    With no lesion they are None and `lesions` is empty. Plain phantoms have a side, subtle ones a position and a
+    shape.
     """
 
     seed: int
@@ -52,6 +55,10 @@ class Facts:
     noise: int
     centre: tuple[int, int]
     scale: int
+    position: str | None = None
+    shape: str | None = None
+    contrast: int | None = None
+    """Grey levels between lesion and tissue; None: lesions have a level of their own."""
 
     @property
     def number(self) -> int:
@@ -61,12 +68,11 @@ class Facts:
 
 def draw_facts(seed: int) -> Facts:
     """Return the facts of the phantom with this seed; any integer in [0, 2**64) is one."""
-    if not 0 <= seed < 1 << 64:
-        raise ValueError(f"phantom seed {seed} is outside [0, 2**64); give a 64-bit integer")
+    check_seed(seed)
     draws = Draws(seed)
     modality = draws.one_of(MODALITIES)
     region = draws.one_of(REGIONS)
-    number = draws.one_of(_NUMBER_WEIGHTS)
+    number = draws.one_of(NUMBER_WEIGHTS)
     side, size = draws.one_of(SIDES), draws.one_of(SIZES)
     intensity = draws.one_of(INTENSITIES)
     noise = draws.between(2, 7)
@@ -76,6 +82,12 @@ def draw_facts(seed: int) -> Facts:
     if number == 0:
         return Facts(seed, modality, region, (), None, None, None, noise, centre, scale)
     return Facts(seed, modality, region, lesions, side, size, intensity, noise, centre, scale)
+
+
+def check_seed(seed: int) -> None:
+    """Raise `ValueError` for a seed outside 64 bits."""
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"phantom seed {seed} is outside [0, 2**64); give a 64-bit integer")
 
 
 def _place(draws: Draws, number: int, side: str, size: str, centre: tuple[int, int]) -> tuple[Lesion, ...]:
@@ -88,7 +100,7 @@ def _place(draws: Draws, number: int, side: str, size: str, centre: tuple[int, i
             break
         x = draws.between(high + _FROM_MIDLINE, 250)
         y = draws.between(-210, 210)
-        if _fits(x, y, high) and all(_apart(x, y, p, q, 2 * high + _GAP) for p, q in centres):
+        if is_within_outlines(x, y, high) and all(_apart(x, y, p, q, 2 * high + _GAP) for p, q in centres):
             centres.append((x, y))
     if len(centres) < number:
         # A column of slots always has room for three large lesions.
@@ -99,7 +111,7 @@ def _place(draws: Draws, number: int, side: str, size: str, centre: tuple[int, i
     )
 
 
-def _fits(x: int, y: int, radius: int) -> bool:
+def is_within_outlines(x: int, y: int, radius: int) -> bool:
     """Say whether a disc lies inside the ellipse of half axes 330 x 350 that every outline contains."""
     reach = 7 * radius // 10
     far_x, far_y = abs(x) + reach, abs(y) + reach

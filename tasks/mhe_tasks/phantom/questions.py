@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from mhe_tasks.phantom.draws import Draws
-from mhe_tasks.phantom.facts import INTENSITIES, MODALITIES, NUMBERS, REGIONS, SIDES, SIZES, Facts
+from mhe_tasks.phantom.facts import INTENSITIES, MODALITIES, NUMBERS, POSITIONS, REGIONS, SHAPES, SIDES, SIZES, Facts
 
-QuestionType = Literal["modality", "region", "presence", "number", "side", "size", "intensity"]
-QUESTION_TYPES: tuple[QuestionType, ...] = ("modality", "region", "presence", "number", "side", "size", "intensity")
+QuestionType = Literal["modality", "region", "presence", "number", "side", "size", "intensity", "position", "shape"]
+# New types go to the end: each draws from the stream of those before it.
+QUESTION_TYPES: tuple[QuestionType, ...] = get_args(QuestionType)
 
 _SALT = 0x165667B19E3779F9
 
@@ -25,6 +26,8 @@ _CHOICES: dict[QuestionType, tuple[str, ...]] = {
     "side": SIDES,
     "size": SIZES,
     "intensity": INTENSITIES,
+    "position": POSITIONS,
+    "shape": SHAPES,
 }
 # The verb and noun agree with the number of lesions; questions of number and presence do not tell it.
 _OPEN: dict[QuestionType, tuple[str, ...]] = {
@@ -34,6 +37,8 @@ _OPEN: dict[QuestionType, tuple[str, ...]] = {
     "side": ("On which side of the image {are} the {lesions}?", "Where {are} the {lesions} in the image?"),
     "size": ("What is the size of the {lesions}?", "How large {are} the {lesions}?"),
     "intensity": ("What is the intensity of the {lesions}?", "How {do} the {lesions} appear?"),
+    "position": ("In which quadrant of the image {are} the {lesions}?", "Which quadrant holds the {lesions}?"),
+    "shape": ("What is the shape of the {lesions}?", "Which shape {do} the {lesions} have?"),
 }
 _CLOSED: dict[QuestionType, tuple[str, ...]] = {
     "modality": ("Is this {article} {value}?", "Is the modality of this image {value}?"),
@@ -42,6 +47,8 @@ _CLOSED: dict[QuestionType, tuple[str, ...]] = {
     "side": ("{Are} the {lesions} on the {value} side of the image?", "{Are} the {lesions} on the {value}?"),
     "size": ("{Are} the {lesions} {value}?", "{Are} the {lesions} {value} in size?"),
     "intensity": ("{Do} the {lesions} appear {value}?", "{Are} the {lesions} {value} on this image?"),
+    "position": ("{Are} the {lesions} in the {value} quadrant?", "{Do} the {lesions} lie in the {value}?"),
+    "shape": ("{Are} the {lesions} {value} in shape?", "{Do} the {lesions} have {article} {value} shape?"),
 }
 # The second says whether "yes" means that a lesion is there.
 _PRESENCE = (
@@ -66,8 +73,8 @@ def ask_questions(facts: Facts, types: Sequence[str] = QUESTION_TYPES, per_type:
     """Return the questions about a phantom, in the order of `QUESTION_TYPES`.
 
     With `per_type` 1 each type is asked once, open or closed by the toss of a coin; with 2 it is asked in both
-    ways. Presence has closed questions only. Side, size and intensity are asked where there is a lesion. Leaving
-    out a type does not change the others.
+    ways. Presence has closed questions only. What lesions look like and where they are is asked where there is one.
+    Leaving out a type does not change the others.
     """
     draws = Draws(facts.seed ^ _SALT)
     questions: list[Question] = []
@@ -94,6 +101,8 @@ def _truth(question_type: QuestionType, facts: Facts) -> str | None:
         "side": facts.side,
         "size": facts.size,
         "intensity": facts.intensity,
+        "position": facts.position,
+        "shape": facts.shape,
     }
     return values[question_type]
 
@@ -121,7 +130,7 @@ def _ask_presence(facts: Facts, draws: Draws) -> Question:
 
 def _inflect(phrase: str, facts: Facts, value: str = "") -> str:
     one = facts.number == 1
-    article = "an" if value in ("MRI", "ultrasound") else "a"
+    article = "an" if value in ("MRI", "ultrasound", "oblong") else "a"
     verbs: dict[str, str] = {
         "are": "is" if one else "are",
         "Are": "Is" if one else "Are",

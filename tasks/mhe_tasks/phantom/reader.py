@@ -3,6 +3,9 @@
 An image's seed is made of its split, the stream and its place in the stream, so that splits and streams share no
 seed. Whatever a reader leaves out (a modality, a question type), the images and questions it keeps are the same
 ones, with the same ids.
+
+Subtle phantoms come in two parts that share no image: images at even places are for the source, at odd places for the
+target. The source has neither ultrasound nor size; the target has what the source lacks.
 """
 
 from __future__ import annotations
@@ -11,19 +14,24 @@ import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import PIL.Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from mhe import Image, Part, ReadContext, Sample, UserError
 from mhe_tasks.phantom.captions import write_caption
 from mhe_tasks.phantom.drawing import Pixels, draw_pixels
 from mhe_tasks.phantom.facts import MODALITIES, Facts, Modality, draw_facts
 from mhe_tasks.phantom.questions import QUESTION_TYPES, QuestionType, ask_questions
+from mhe_tasks.phantom.subtle import draw_subtle_facts
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_COUNTS = {"train": 2000, "validation": 100, "test": 300}
+
+Findings = Literal["plain", "subtle"]
+Scope = Literal["all", "source", "target"]
+_DRAW_FACTS = {"plain": draw_facts, "subtle": draw_subtle_facts}
 
 # The seed's 64 bits: 2 for the split, 22 for the stream, 40 for the place.
 _PLACE_BITS = 40
@@ -36,10 +44,15 @@ class PhantomSource:
 
     seed: int
     size: int
+    findings: Findings = "plain"
+
+    def facts(self) -> Facts:
+        """Return what is true of it."""
+        return _DRAW_FACTS[self.findings](self.seed)
 
     def draw(self) -> Pixels:
         """Return the grey levels, shape (size, size)."""
-        return draw_pixels(draw_facts(self.seed), self.size)
+        return draw_pixels(self.facts(), self.size)
 
     def read(self) -> bytes:
         """Return the image as PNG."""
@@ -64,12 +77,22 @@ class PhantomOptions(Part):
     """The stream: another one has other images, in every split."""
     size: Annotated[int, Field(ge=32, le=512)] = 64
     """Width and height of the image in pixels."""
+    findings: Findings = "plain"
+    """Plain: lesions that stand out; subtle: small, faint ones, with a shape and a quadrant."""
+    scope: Scope = "all"
+    """Which part of the subtle phantoms: source (no ultrasound, no size) or target (the rest)."""
     modalities: tuple[Modality, ...] = MODALITIES
     """Modalities to keep."""
     question_types: tuple[QuestionType, ...] = QUESTION_TYPES
     """Types of question to keep."""
     per_type: Literal[1, 2] = 1
     """1: each type is asked openly or closed; 2: in both ways."""
+
+    @model_validator(mode="after")
+    def _only_subtle_phantoms_have_parts(self) -> Self:
+        if self.scope != "all" and self.findings != "subtle":
+            raise ValueError(f"scope {self.scope!r} needs findings 'subtle'; plain phantoms have only scope 'all'")
+        return self
 
 
 def image_seed(split: str, stream: int, place: int) -> int:
@@ -94,20 +117,34 @@ class PhantomReader:
         kept, place = 0, 0
         # An empty choice of modalities would search for ever.
         while kept < count and options.modalities:
-            facts = draw_facts(image_seed(context.split, options.seed, place))
+            source = PhantomSource(image_seed(context.split, options.seed, place), options.size, options.findings)
+            is_in_scope = options.scope == "all" or (options.scope == "target") == bool(place % 2)
             place += 1
-            if facts.modality in options.modalities:
+            facts = source.facts()
+            if is_in_scope and facts.modality in options.modalities and self._asked_types(facts):
                 kept += 1
-                yield from self._samples_of(facts)
+                yield from self._samples_of(source, facts)
 
-    def _samples_of(self, facts: Facts) -> Iterator[Sample]:
-        name = f"phantom-{facts.seed:016x}"
-        images = (Image(id=name, source=PhantomSource(facts.seed, self._options.size)),)
+    def _asked_types(self, facts: Facts) -> tuple[QuestionType, ...]:
+        """Types that the scope asks of an image; none where it leaves the image out."""
+        is_ultrasound = facts.modality == "ultrasound"
+        if self._options.scope == "all" or (self._options.scope == "target" and is_ultrasound):
+            return QUESTION_TYPES
+        if self._options.scope == "target":
+            return ("size",) if facts.number else ()
+        return () if is_ultrasound else tuple(kind for kind in QUESTION_TYPES if kind != "size")
+
+    def _samples_of(self, source: PhantomSource, facts: Facts) -> Iterator[Sample]:
+        options = self._options
+        name = f"phantom-{source.seed:016x}" if source.findings == "plain" else f"subtle-{source.seed:016x}"
+        images = (Image(id=name, source=source),)
         groups = {"modality": facts.modality, "region": facts.region}
-        if self._options.ask == "caption":
-            yield Sample(id=name, images=images, references=(write_caption(facts),), groups=groups)
+        if options.ask == "caption":
+            caption = write_caption(facts, names_size=options.scope != "source")
+            yield Sample(id=name, images=images, references=(caption,), groups=groups)
             return
-        for question in ask_questions(facts, self._options.question_types, self._options.per_type):
+        types = [kind for kind in self._asked_types(facts) if kind in options.question_types]
+        for question in ask_questions(facts, types, options.per_type):
             yield Sample(
                 id=f"{name}-{question.question_type}-{question.answer_type}",
                 images=images,
