@@ -167,7 +167,7 @@ def _input_model(catalog: Catalog, spec: ModelSpec, place: StepPlace) -> InputMo
     options = parse_options(factory.Options, spec.options, f"options of model {spec.name}")
     context = BackendContext(offline=place.offline, cache_dir=cache_dir(), training_samples=training_samples)
     fingerprint = factory(spec, options, context).describe().fingerprint
-    return InputModel(spec=spec, fingerprint=fingerprint.digest)
+    return InputModel(spec=spec, fingerprint=fingerprint.digest, location=recorded_location(catalog, spec))
 
 
 # ---------------------------------------------------------------- running
@@ -269,6 +269,7 @@ def _run_locked(catalog: Catalog, plan: StepPlan, place: StepPlace, work: Path) 
         for path in sorted(job_folder.glob("curve.*"))
         if path.suffix in (".svg", ".csv", ".json")
     }
+    texts |= {name: (job_folder / name).read_text(encoding="utf-8") for name in result.kept_files}
     draft = describe_step(
         name=plan.step.name,
         seed=plan.step.seed,
@@ -276,7 +277,7 @@ def _run_locked(catalog: Catalog, plan: StepPlan, place: StepPlace, work: Path) 
         recipe=plan.recipe,
         options=plan.options,
         base=plan.base,
-        base_location=recorded_location(catalog, plan.base.spec),
+        base_location=plan.base.location,
         data=plan.data,
         result=result,
         command=place.command,

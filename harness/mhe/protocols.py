@@ -105,15 +105,18 @@ class ModelBackend(Protocol):
     def generate(self, requests: Sequence[Request], pending: Collection[str]) -> Iterator[Response]:
         """Answer each request whose `sample_id` is in `pending`, once, in any order.
 
-        `requests` is the whole run, in its order, so that a resumed run can form the same batches as an
-        undisturbed one; requests that are not pending must not be answered. A sample that fails is a response
-        with an `error`; an exception ends the run as partial.
+        `requests` is the whole run, in its order, so that a backend can form the same batches when a run is resumed
+        as in an undisturbed one; one that forms others, as it goes, must keep answers independent of them, but for
+        texts where two tokens are tied. Requests that are not pending must not be answered. A sample that fails is a
+        response with an `error`; an exception ends the run as partial.
         """
         ...
 
     def usage(self) -> Mapping[str, float]:
-        """Measured so far: any of `preprocess_seconds`, `generate_seconds`, `peak_device_bytes`, `energy_joules`,
-        `batch_size`. Empty where nothing is known.
+        """Measured so far: any of `preprocess_seconds`, `generate_seconds`, `peak_device_bytes` (allocated),
+        `peak_device_reserved_bytes`, `energy_joules`, `image_tokens` (places of images in all
+        prompts), `batch_size`, and, where it changed on the way,
+        `smallest_batch_size` and `largest_batch_size`. Empty where nothing is known.
         """
         ...
 

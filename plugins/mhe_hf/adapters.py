@@ -94,6 +94,7 @@ def _wrapped(target: Any, adapter: Adapter) -> Any:  # noqa: ANN401 - PEFT's own
 
     # Of adapters that lie there already, under the name that their weights are stored by.
     before = {name.replace(".default", "") for name, _ in target.named_parameters()}
+    before |= {name.removesuffix(".weight") for name in before if name.endswith("lora_magnitude_vector.weight")}
     try:
         with warnings.catch_warnings():
             # Of missing keys, which are counted below.

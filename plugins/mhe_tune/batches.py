@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mhe import SampleError, SampleModelError, UserError, digest_of
-from mhe_hf import collate_training
+from mhe_hf import collate_training, join_training
 from mhe_tune.watching import EXAMPLE_INDEX
 
 if TYPE_CHECKING:
@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
     from mhe import TrainingExample
 
-IGNORED = -100
 CACHE_BYTES = 2 << 30
-ALONG_TOKENS = frozenset({"cross_attention_mask", "token_type_ids", "mm_token_type_ids"})
-"""Inputs beside the tokenizer's own whose second dimension runs along the tokens."""
 
 Row = tuple["TrainingExample", ...]
 """Questions of one image that share a sequence."""
@@ -77,13 +74,13 @@ class RowCollator:
         self._kept: dict[Key, Features] = {}
         self._divided: dict[Key, list[Row]] = {}
         self._room = CACHE_BYTES
-        names = processor.tokenizer.model_input_names
-        self._along_tokens = ALONG_TOKENS | {"input_ids", "attention_mask", "labels", *names}
 
     def __call__(self, rows: Sequence[Item]) -> Features:
         """A batch, padded right. Raises `UserError` for an example that cannot be read or does not fit."""
         fitting = [part for _, examples in rows for part in self._parts(examples)]
-        batch = self._join([self._kept.get(_key(part)) or self._collate([part]) for part in fitting])
+        batch = join_training(
+            [self._kept.get(_key(part)) or self._collate([part]) for part in fitting], self._processor
+        )
         if batch is None:
             # Some families lay images of one batch out together (tiles padded to the most): theirs to do.
             batch = self._collate(fitting)
@@ -119,22 +116,6 @@ class RowCollator:
     def _collate(self, rows: Sequence[Row]) -> Features:
         return dict(collate_training(rows, self._processor, context=self._context))
 
-    def _join(self, prepared: Sequence[Features]) -> Features | None:
-        """Rows side by side, those along tokens padded; None where the others' shapes differ."""
-        longest = max(features["input_ids"].shape[1] for features in prepared)
-        fills = {"input_ids": int(self._processor.tokenizer.pad_token_id or 0), "labels": IGNORED}
-        batch: Features = {}
-        if any(features.keys() != prepared[0].keys() for features in prepared):
-            return None
-        for name in prepared[0]:
-            parts = [features[name] for features in prepared]
-            if name in self._along_tokens and parts[0].ndim > 1:
-                parts = [padded(part, longest, fills.get(name, 0)) for part in parts]
-            if len({part.shape[1:] for part in parts}) > 1:
-                return None
-            batch[name] = torch.cat(parts)
-        return batch
-
 
 def _key(row: Row) -> Key:
     # Examples hold dictionaries, so they cannot be keys themselves; the job keeps them all alive.
@@ -146,15 +127,6 @@ def _unusable(examples: Row, error: SampleError) -> UserError:
     return UserError(
         f"training sample {ids}: {error}\nMend it, or list it under `broken` in the task's task.yaml to leave it out."
     )
-
-
-def padded(tensor: torch.Tensor, length: int, fill: int) -> torch.Tensor:
-    """A tensor of shape (rows, tokens, …) as (rows, `length`, …)."""
-    missing = length - tensor.shape[1]
-    if not missing:
-        return tensor
-    shape = (tensor.shape[0], missing, *tensor.shape[2:])
-    return torch.cat([tensor, tensor.new_full(shape, fill)], dim=1)
 
 
 def context_of(configuration: PreTrainedConfig) -> int | None:

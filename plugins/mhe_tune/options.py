@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from mhe import Part
+from mhe import Part, Preset
+from mhe_tune.presets import checked_preset, with_preset
 
 _NEUTRAL = {"answer_neutral": True}
 
@@ -14,6 +16,12 @@ _NEUTRAL = {"answer_neutral": True}
 class TrainingOptions(Part):
     """How long, how fast, on what, and when it is good enough."""
 
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    """Of each recipe; see `mhe_tune.presets`."""
+
+    # Neutral, because all values it stands for are recorded and digested themselves.
+    preset: Annotated[str | None, Field(json_schema_extra=_NEUTRAL)] = None
+    """Values of a paper, below everything that is set besides."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     """The peak; AdamW."""
     batch_size: Annotated[int, Field(ge=1)] = 8
@@ -26,7 +34,9 @@ class TrainingOptions(Part):
     """Ends after this many steps, whatever `epochs` says."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
     """Share of all steps in which the rate rises from 0."""
-    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "one_cycle"] = "cosine"
+    """`one_cycle` is torch's OneCycleLR: up over `warmup` from 1/25 of the rate, then down to nearly nothing, with the
+    first moment's decay going from .95 to .85 and back."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this norm."""
@@ -48,8 +58,20 @@ class TrainingOptions(Part):
     trackers: Annotated[tuple[str, ...], Field(json_schema_extra=_NEUTRAL)] = ()
     """Trackers that transformers' `Trainer` knows: `tensorboard`, `wandb`, `mlflow`, …"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _values_of_preset(cls, given: object) -> object:
+        return with_preset(cls.presets, given)
+
+    @field_validator("preset")
+    @classmethod
+    def _preset_exists(cls, name: str | None) -> str | None:
+        return checked_preset(cls.presets, name)
+
     @model_validator(mode="after")
     def _choices_agree(self) -> TrainingOptions:
+        if self.scheduler == "one_cycle" and not self.warmup:
+            raise ValueError("scheduler one_cycle needs a warmup above 0, such as 0.3")
         if self.scheduler == "constant" and self.warmup > 0 and "warmup" in self.model_fields_set:
             raise ValueError("scheduler constant has no warm-up: use constant_with_warmup, or warmup=0")
         return self

@@ -11,16 +11,17 @@ import resource
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from mhe import RecipeResult, UserError
-from mhe_hf import HfOptions, load_model
+from mhe_hf import HfOptions, load_configuration, load_model
+from mhe_hf import empty_model as model_without_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import torch
-    from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
+    from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainingArguments
 
     from mhe import RecipeJob
     from mhe_tune.modules import Shares
@@ -52,13 +53,18 @@ class Fitted:
 
 
 def fit(
-    model: PreTrainedModel, processor: ProcessorMixin, options: TrainingOptions, job: RecipeJob, schedule: Schedule
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    options: TrainingOptions,
+    job: RecipeJob,
+    schedule: Schedule,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Fitted:
     """Train what `requires_grad`, from the last whole save where there is one, and keep the best or the last weights.
 
-    Raises `UserError` where memory runs out or the loss is no number any more.
+    `callbacks` are the recipe's own. Raises `UserError` where memory runs out or the loss is no number any more.
     """
-    trainer, saves = train(model, processor, options, job, schedule)
+    trainer, saves = train(model, processor, options, job, schedule, callbacks)
     return Fitted(trainer, saves, choose_weights(trainer, options, job))
 
 
@@ -102,7 +108,9 @@ def result_of(
     )
 
 
-def preview_of(job: RecipeJob, shares: Shares, schedule: Schedule, needed_bytes: float) -> RecipeResult:
+def preview_of(
+    job: RecipeJob, shares: Shares, schedule: Schedule, needed_bytes: float, notes: Sequence[str] = ()
+) -> RecipeResult:
     """What a dry run tells. `needed_bytes` are for weights, gradients and moments."""
     job.report("plan", plan_numbers(shares, schedule))
     return RecipeResult(
@@ -113,6 +121,7 @@ def preview_of(job: RecipeJob, shares: Shares, schedule: Schedule, needed_bytes:
         notes=(
             f"{schedule.steps:,} steps over {schedule.rows:,} rows, {schedule.precision}",
             f"about {needed_bytes / 2**30:.2f} GiB for weights, gradients and moments, and the activations on top",
+            *notes,
         ),
     )
 
@@ -154,44 +163,38 @@ def choose_precision(options: TrainingOptions) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def load_base(options: TrainingOptions, job: RecipeJob) -> tuple[PreTrainedModel, ProcessorMixin, torch.dtype | None]:
-    """The base in float32 with its processor, and the dtype it is published in.
+def load_base(
+    options: TrainingOptions, job: RecipeJob, changes: Mapping[str, object] | None = None
+) -> tuple[PreTrainedModel, ProcessorMixin, torch.dtype | None]:
+    """The base in float32, or as `changes` to its options say, with its processor, and the dtype it is published in.
 
-    Raises `UserError` for a quantised base, `ModelUnusableError`.
+    Raises `UserError` for a quantised base that `changes` do not quantise again, `ModelUnusableError`.
     """
     import torch
-    from transformers import AutoConfig
 
     spec = job.base.spec
     chosen = HfOptions.model_validate(spec.options)
-    if chosen.quantization != "none":
+    wanted: dict[str, object] = {
+        "dtype": "float32",
+        "attn_implementation": options.attn_implementation or chosen.attn_implementation,
+        **(changes or {}),
+    }
+    if chosen.quantization != "none" and "quantization" not in wanted:
         raise UserError(
             f"model {spec.name} is quantised ({chosen.quantization}), and weights of 4 or 8 bits cannot be trained "
-            "whole. Start from the model it was quantised from."
+            "whole. Start from the model it was quantised from, or use the recipe qlora."
         )
-    changes = {"dtype": "float32", "attn_implementation": options.attn_implementation or chosen.attn_implementation}
     if options.device == "cpu":
-        changes["device"] = "cpu"
-    model, processor = load_model(spec, chosen.model_copy(update=changes), offline=job.offline)
-    published = AutoConfig.from_pretrained(
-        spec.location, revision=spec.revision, local_files_only=job.offline, trust_remote_code=chosen.trust_remote_code
-    ).dtype
+        wanted["device"] = "cpu"
+    model, processor = load_model(spec, chosen.model_copy(update=wanted), offline=job.offline)
+    published = load_configuration(spec, chosen, offline=job.offline).dtype
     return model, processor, published if isinstance(published, torch.dtype) else None
 
 
 def empty_model(job: RecipeJob) -> PreTrainedModel:
-    """The model's shape without its weights. Raises `UserError` where its configuration cannot be read."""
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
+    """The model's shape without its weights. Raises `ModelUnusableError` where its configuration cannot be read."""
     spec = job.base.spec
-    try:
-        configuration = AutoConfig.from_pretrained(spec.location, revision=spec.revision, local_files_only=job.offline)
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(configuration)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model {spec.name} ({spec.location}): its configuration cannot be read: {error}") from None
-    return cast("PreTrainedModel", model)
+    return model_without_weights(load_configuration(spec, HfOptions.model_validate(spec.options), offline=job.offline))
 
 
 def plan_numbers(shares: Shares, schedule: Schedule) -> Mapping[str, float]:
@@ -217,7 +220,8 @@ def training_arguments(options: TrainingOptions, job: RecipeJob, schedule: Sched
         per_device_train_batch_size=options.batch_size,
         per_device_eval_batch_size=options.batch_size,
         gradient_accumulation_steps=options.gradient_accumulation,
-        lr_scheduler_type=options.scheduler,
+        # The library knows no one-cycle schedule: the trainer makes it, and this stands for none.
+        lr_scheduler_type="constant" if options.scheduler == "one_cycle" else options.scheduler,
         warmup_steps=0 if options.scheduler == "constant" else math.ceil(options.warmup * schedule.steps),
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
@@ -246,7 +250,12 @@ def training_arguments(options: TrainingOptions, job: RecipeJob, schedule: Sched
 
 
 def train(
-    model: PreTrainedModel, processor: ProcessorMixin, options: TrainingOptions, job: RecipeJob, schedule: Schedule
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    options: TrainingOptions,
+    job: RecipeJob,
+    schedule: Schedule,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[WatchedTrainer, WholeSaves]:
     """Train to the end, from the last whole save where there is one; the model holds the last weights then.
 
@@ -266,6 +275,7 @@ def train(
     gradients = watching.GradientWatch()
     trainer = watching.WatchedTrainer(
         job.train,
+        options.warmup if options.scheduler == "one_cycle" else None,
         model=model,
         args=training_arguments(options, job, schedule),
         data_collator=RowCollator(processor, context_of(model.config)),
@@ -276,6 +286,7 @@ def train(
             saves,
             gradients,
             watching.Reporter(job.report, options.batch_size * options.gradient_accumulation),
+            *callbacks,
         ],
     )
     gradients.trainer = trainer

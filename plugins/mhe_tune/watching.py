@@ -40,12 +40,39 @@ class LossNotFiniteError(UserError):
 
 
 class WatchedTrainer(Trainer):
-    """transformers' `Trainer`, which stops at the first loss that is not finite and says on which samples."""
+    """transformers' `Trainer`, which stops at the first loss that is not finite and says on which samples.
 
-    def __init__(self, examples: Sequence[TrainingExample], **arguments: object) -> None:
+    With `one_cycle`, the share of steps in which it rises, the rate follows torch's OneCycleLR.
+    """
+
+    def __init__(
+        self, examples: Sequence[TrainingExample], one_cycle: float | None = None, **arguments: object
+    ) -> None:
         super().__init__(**arguments)  # type: ignore[arg-type]
         self._examples = examples
+        self._one_cycle = one_cycle
+        # An answer never stands at a row's first place where the loss shifts: all labels count.
+        self._loss_shifts_labels = False
         self._batch: list[int] = []
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """As the parent does, or one cycle over all steps."""
+        if self._one_cycle is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        rise = self._one_cycle
+        if rise * num_training_steps == 1:
+            # A rise of exactly one step is a division by zero in torch.
+            rise += 1e-9
+        chosen = optimizer or self.optimizer
+        assert chosen is not None, "the optimizer is made first"
+        cycle = torch.optim.lr_scheduler.OneCycleLR(
+            chosen, max_lr=self.args.learning_rate, total_steps=num_training_steps, pct_start=rise
+        )
+        self.lr_scheduler = cycle  # type: ignore[assignment]
+        self._created_lr_scheduler = True
+        return cycle
 
     def compute_loss(
         self,
@@ -54,12 +81,21 @@ class WatchedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, object]:
-        """As the parent does, without the index that names the samples."""
+        """The mean over the answers' tokens: of this pass alone, or its part of the mean of a whole step.
+
+        A step that accumulates passes is the same as one of a single pass with all its examples. The parent leaves
+        that to the model; those with a loss of their own (BLIP, vision-encoder-decoder) pass over it, and the parent
+        would add their means up.
+        """
         inputs = dict(inputs)
         index = inputs.pop(EXAMPLE_INDEX, None)
         if index is not None and model.training:
             self._batch = [int(number) for number in index]
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        found = super().compute_loss(model, inputs, return_outputs)
+        if num_items_in_batch is None:
+            return found
+        part = inputs["labels"].ne(-100).sum() * self.accelerator.num_processes / num_items_in_batch
+        return (found[0] * part, found[1]) if isinstance(found, tuple) else found * part
 
     def training_step(
         self,
