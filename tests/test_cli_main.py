@@ -240,4 +240,4 @@ def test_completion_after_a_command_that_cannot_be_had_offers_the_others_quietly
 
 
 def test_completion_of_a_task(stranger, tmp_path):
-    assert complete("mhe eval --task ph", stranger, tmp_path) == {"phantom-caption", "phantom-vqa"}
+    assert complete("mhe eval --task vq", stranger, tmp_path) == {"vqa-rad"}

@@ -11,6 +11,7 @@ import pytest
 from mhe.documents.base import Document
 from mhe.documents.board import BoardSpec
 from mhe.documents.checkpoint import Checkpoint
+from mhe.documents.measurement import Measurement
 from mhe.documents.model import ModelSpec
 from mhe.documents.pipeline import PipelineSpec
 from mhe.documents.run import RunRecord
@@ -18,7 +19,7 @@ from mhe.documents.task import TaskSpec
 from mhe.errors import DocumentError
 from mhe.task_files import read_document
 
-KINDS = (TaskSpec, ModelSpec, PipelineSpec, Checkpoint, RunRecord, BoardSpec)
+KINDS = (TaskSpec, ModelSpec, PipelineSpec, Checkpoint, RunRecord, BoardSpec, Measurement)
 EXAMPLES = sorted((Path(__file__).parent / "data" / "documents").iterdir())
 
 

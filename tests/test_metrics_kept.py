@@ -204,3 +204,16 @@ def test_new_phrases_give_what_the_whole_table_gives(java, tmp_path):
         lines = [score_line(answer, [reference]) for answer, reference in zip(answers, references, strict=True)]
         assert (columns_of(np.array(whole.ask(lines), dtype=np.float64)) == found).all()
     whole.close()
+
+
+def test_what_was_begun_is_what_is_computed(java, tmp_path):
+    cases = [Case(Sample(str(n), (), (f"a small mass number {n}",)), f"mass {n}, small") for n in range(40)]
+    others = cases[:10]
+    plain = open_catalog().profile("plain")
+    metric = Meteor(MeteorOptions(), MetricContext(cache_dir=tmp_path))
+    expected = metric.statistics(cases, plain)
+    metric.begin(cases, plain)
+    assert (metric.statistics(cases, plain) == expected).all()
+    metric.begin(cases, plain)
+    assert (metric.statistics(others, plain) == expected[:10]).all(), "of other cases than were begun"
+    assert (metric.statistics(cases, plain) == expected).all()

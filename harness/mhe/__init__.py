@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mhe.backend_abilities import RendersPrompts, ScoresTokens
     from mhe.catalog import Catalog, open_catalog
     from mhe.digests import digest_of, file_digest
     from mhe.documents.base import Part
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         SampleError,
         SampleModelError,
         SampleSystemError,
+        ShareDoneError,
         UserError,
     )
     from mhe.fingerprints import fingerprint_folder
@@ -55,7 +57,6 @@ if TYPE_CHECKING:
         RecipeFactory,
         RecipeJob,
         RecipeResult,
-        ScoresTokens,
         TrainingExample,
     )
     from mhe.samples import SampleSet, read_samples
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "mhe.backend_abilities": ("RendersPrompts", "ScoresTokens"),
     "mhe.catalog": ("Catalog", "open_catalog"),
     "mhe.digests": ("digest_of", "file_digest"),
     "mhe.documents.base": ("Part",),
@@ -101,6 +103,7 @@ _HOMES = {
         "SampleError",
         "SampleModelError",
         "SampleSystemError",
+        "ShareDoneError",
         "UserError",
     ),
     "mhe.fingerprints": ("fingerprint_folder",),
@@ -127,7 +130,6 @@ _HOMES = {
         "RecipeFactory",
         "RecipeJob",
         "RecipeResult",
-        "ScoresTokens",
         "TrainingExample",
     ),
     "mhe.samples": ("SampleSet", "read_samples"),
@@ -201,6 +203,7 @@ __all__ = [
     "RecipeFactory",
     "RecipeJob",
     "RecipeResult",
+    "RendersPrompts",
     "Request",
     "Response",
     "RunRecord",
@@ -212,6 +215,7 @@ __all__ = [
     "SampleSystemError",
     "Score",
     "ScoresTokens",
+    "ShareDoneError",
     "TaggerFactory",
     "TaskSpec",
     "TokenChance",

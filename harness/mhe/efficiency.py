@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 RESUMED = "the run was resumed; its parts ran in different processes"
 NOT_TOLD = "the backend does not tell"
+NO_DEVICE_MEMORY = "no device memory in use"
+NO_ENERGY = "the backend has read no energy counter (NVIDIA's needs pip install 'mhe[energy]')"
 SHARED = "another model ran in the same process; evaluate this one alone to measure it"
 
 
@@ -76,13 +78,18 @@ def measure_efficiency(
     answered = [response for response in responses if response.error is None]
     latencies = [r.seconds for r in answered if r.seconds is not None]
     firsts = [r.first_token_seconds for r in answered if r.first_token_seconds is not None]
-    batch = usage.get("batch_size")
+
+    def told(name: str, reason: str = NOT_TOLD) -> float | None:
+        return known(name, usage.get(name), reason)
+
     return Efficiency(
         device=description.device,
-        batch_size=int(batch) if batch is not None else None,
+        batch_size=_whole(told("batch_size")),
+        smallest_batch_size=_whole(told("smallest_batch_size")),
+        largest_batch_size=_whole(told("largest_batch_size")),
         uninterrupted=uninterrupted,
-        load_seconds=known("load_seconds", usage.get("load_seconds"), NOT_TOLD),
-        preprocess_seconds=known("preprocess_seconds", usage.get("preprocess_seconds"), NOT_TOLD),
+        load_seconds=told("load_seconds"),
+        preprocess_seconds=told("preprocess_seconds"),
         generate_seconds=known("generate_seconds", generate_seconds if uninterrupted else None, RESUMED),
         score_seconds=score_seconds,
         samples_per_second=rate("samples_per_second", len(answered)),
@@ -91,9 +98,11 @@ def measure_efficiency(
         latency_p50=known("latency_p50", percentile(latencies, 0.5), NOT_TOLD),
         latency_p95=known("latency_p95", percentile(latencies, 0.95), NOT_TOLD),
         first_token_p50=known("first_token_p50", percentile(firsts, 0.5), NOT_TOLD),
+        first_token_p95=known("first_token_p95", percentile(firsts, 0.95), NOT_TOLD),
         peak_host_bytes=_whole(known("peak_host_bytes", peak_host_bytes(description.fingerprint.digest), SHARED)),
-        peak_device_bytes=_whole(known("peak_device_bytes", usage.get("peak_device_bytes"), "no device memory in use")),
-        energy_joules=known("energy_joules", usage.get("energy_joules"), NOT_TOLD),
+        peak_device_bytes=_whole(told("peak_device_bytes", NO_DEVICE_MEMORY)),
+        peak_device_reserved_bytes=_whole(told("peak_device_reserved_bytes", NO_DEVICE_MEMORY)),
+        energy_joules=told("energy_joules", NO_ENERGY),
         reasons=reasons,
     )
 

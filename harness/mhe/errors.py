@@ -9,6 +9,8 @@
     │   ├── ModelUnusableError     a model that cannot be found, read or loaded
     │   └── BusyError              another process works on the same folder
     ├── StorageError               exit 3: the disk refused; what was written before is safe
+    ├── ShareDoneError             no failure: one of several processes has done its share of a training
+    ├── FirstProcessGoneError      of several processes, the one that writes ended without a result
     ├── MetricUnavailableError     a metric cannot be computed here: null with this reason
     └── SampleError                one sample failed; recorded, the run goes on
         ├── SampleDataError        kind `data`: unreadable image, missing file
@@ -99,6 +101,17 @@ class StorageError(MheError):
     """The disk refused a write; everything written before is kept."""
 
     exit_code: ClassVar[int] = 3
+
+
+class ShareDoneError(MheError):
+    """Raised by a recipe, in every process but the first, when its share of the training is done.
+
+    The first process goes on to write the result.
+    """
+
+
+class FirstProcessGoneError(MheError):
+    """The process that writes the checkpoint ended without one; its own message says why."""
 
 
 class MetricUnavailableError(MheError):

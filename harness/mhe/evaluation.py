@@ -133,7 +133,7 @@ def _predict(plan: RunPlan, responses: dict[str, Response], pending: Sequence[st
             plan.folder.log(traceback.format_exc())
             warnings.append(
                 f"the backend stopped with {type(error).__name__}: {error} ({len(waiting)} of {total} samples "
-                f"unanswered; traceback in {plan.folder.path / 'mhe.log'}). Run the same command again to go on."
+                f"unanswered; traceback in {plan.folder.path / 'mhe.log'}). {_how_to_go_on(plan)}"
             )
         finally:
             if isinstance(stream, Generator):
@@ -165,6 +165,15 @@ def _has_loaded(engine: Engine) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _how_to_go_on(plan: RunPlan) -> str:
+    if plan.description.fingerprint.verified or plan.options.reuse_unverified:
+        return "Run the same command again to go on."
+    return (
+        "What the model is cannot be verified, so the same command starts from nothing; a run goes on only with "
+        "--reuse-unverified, given from its first start on."
+    )
 
 
 def _score_and_record(
@@ -216,7 +225,7 @@ def _record(
         efficiency, model, backend = previous.efficiency, previous.model, previous.backend
         warnings = previous.warnings
     else:
-        model, backend = _model_record(plan, description), _backend_record(plan, description)
+        model, backend = model_record(plan, description), backend_record(plan, description)
         warnings = prediction.warnings if prediction else ()
         efficiency = measure_efficiency(
             [responses[name] for name in responses],
@@ -276,7 +285,8 @@ def count_responses(samples: int, responses: Mapping[str, Response], cases: Sequ
     )
 
 
-def _model_record(plan: RunPlan, description: BackendDescription) -> ModelRecord:
+def model_record(plan: RunPlan, description: BackendDescription) -> ModelRecord:
+    """The model as a record keeps it."""
     model, fingerprint = plan.model, description.fingerprint
     return ModelRecord(
         name=model.name,
@@ -294,7 +304,8 @@ def _model_record(plan: RunPlan, description: BackendDescription) -> ModelRecord
     )
 
 
-def _backend_record(plan: RunPlan, description: BackendDescription) -> BackendRecord:
+def backend_record(plan: RunPlan, description: BackendDescription) -> BackendRecord:
+    """The backend as a record keeps it."""
     return BackendRecord(
         name=description.name,
         version=description.version,

@@ -1,7 +1,7 @@
 """From what a user types after `--model` to a model specification.
 
 In this order: a registered name, a checkpoint `NAME[@SEED]` made by `mhe tune`, a folder, `org/name[@revision]`
-on the hub.
+on the hub, and for a backend that knows names of its own (a server), any other name.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def resolve_model(
 
     Raises `UnknownNameError`, or `UserError` where a registered name and a checkpoint are the same.
     """
-    spec = _find(name, catalog, checkpoints_dir)
+    takes_any = backend is not None and bool(getattr(catalog.backend(backend), "takes_any_name", False))
+    spec = _find(name, catalog, checkpoints_dir, takes_any=takes_any)
     if backend is not None:
-        catalog.backend(backend)
         spec = spec.model_copy(update={"backend": backend})
     return spec.model_copy(update={"location": resolve_location(spec.location)})
 
 
-def _find(name: str, catalog: Catalog, checkpoints_dir: Path | None) -> ModelSpec:
+def _find(name: str, catalog: Catalog, checkpoints_dir: Path | None, *, takes_any: bool) -> ModelSpec:
     checkpoint = find_checkpoint(name, checkpoints_dir)
     if name in catalog.models:
         if checkpoint is not None:
@@ -59,6 +59,8 @@ def _find(name: str, catalog: Catalog, checkpoints_dir: Path | None) -> ModelSpe
         raise ModelUnusableError(f"{name}: no such folder.")
     if match := HUB_ID.match(name):
         return ModelSpec(name=match["id"], backend=DEFAULT_BACKEND, location=match["id"], revision=match["revision"])
+    if takes_any and name.strip():
+        return ModelSpec(name=name, backend=DEFAULT_BACKEND, location=name)
     known = [*catalog.models, *list_checkpoints(checkpoints_dir)]
     raise UnknownNameError(
         "model", name, known, hint="A folder, or org/name[@revision] on the hub, can be given as well."

@@ -31,11 +31,12 @@ from mhe.checkpoints import (
 )
 from mhe.digests import cache_dir, digest_of
 from mhe.documents.base import parse_options
-from mhe.errors import BusyError, StorageError, UserError
+from mhe.errors import BusyError, ShareDoneError, StorageError, UserError
 from mhe.model_names import recorded_location
+from mhe.processes import Processes, launched_processes, wait_for_first
 from mhe.protocols import BackendContext, InputModel, RecipeJob
 from mhe.provenance import describe_step
-from mhe.run_folder import locked, write_atomically
+from mhe.run_folder import is_locked, locked, write_atomically
 from mhe.training_data import TrainingSet, load_training_set
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class StepPlan:
     inputs: Mapping[str, InputModel]
     data: TrainingSet | None
     digest: str
+    processes: Processes = field(default_factory=Processes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,17 +132,19 @@ def plan_step(catalog: Catalog, step: Step, place: StepPlace) -> StepPlan:
     data = None
     if step.data:
         data = load_training_set(catalog, step.data, seed=step.seed, data_dir=place.data_dir, offline=place.offline)
-    digest = digest_of(
-        {
-            "recipe": [recipe.name, recipe.version],
-            "options": _binding_options(options),
-            "base": [base.fingerprint, base.spec.backend, base.spec.options],
-            "inputs": {role: [model.fingerprint, model.spec.options] for role, model in inputs.items()},
-            "data": data.digest if data else None,
-            "seed": step.seed,
-        }
-    )
-    return StepPlan(step, recipe, options, base, inputs, data, digest)
+    content = {
+        "recipe": [recipe.name, recipe.version],
+        "options": _binding_options(options),
+        "base": [base.fingerprint, base.spec.backend, base.spec.options],
+        "inputs": {role: [model.fingerprint, model.spec.options] for role, model in inputs.items()},
+        "data": data.digest if data else None,
+        "seed": step.seed,
+    }
+    processes = launched_processes()
+    if processes.count > 1:
+        # Each adds its batch to every step, so that the result is another one.
+        content["processes"] = processes.count
+    return StepPlan(step, recipe, options, base, inputs, data, digest_of(content), processes)
 
 
 def validate_options(name: str, factory: RecipeFactory, settings: Mapping[str, object]) -> BaseModel:
@@ -193,8 +197,11 @@ def run_plan(catalog: Catalog, plan: StepPlan, place: StepPlace) -> StepOutcome:
     root = checkpoints_dir(place.directory)
     if done := _finished(plan, place):
         return done
+    _check_processes(plan)
+    work = _work_folder(plan, place)
+    if not plan.processes.is_first:
+        return _take_part(catalog, plan, place, work)
     with locked(root / WORK_FOLDER / name, f"making the checkpoint {name}"):
-        work = _work_folder(plan, place)
         with locked(work, f"running the step {name}"):
             # Another process may have finished it since.
             outcome = _finished(plan, place) or _linked(plan, place) or _run_locked(catalog, plan, place, work)
@@ -202,6 +209,31 @@ def run_plan(catalog: Catalog, plan: StepPlan, place: StepPlace) -> StepOutcome:
         _remove_stale_work(plan, place)
         remove_work(root / WORK_FOLDER / name)
     return outcome
+
+
+def _check_processes(plan: StepPlan) -> None:
+    """Raises `UserError` for a recipe that would do in every process what one should do."""
+    if plan.processes.count > 1 and not getattr(type(plan.options), "may_share", False):
+        raise UserError(
+            f"the recipe {plan.recipe.name} works in one process, and {plan.processes.count} were started: "
+            "run this step without torchrun or accelerate launch."
+        )
+
+
+def _take_part(catalog: Catalog, plan: StepPlan, place: StepPlace, work: Path) -> StepOutcome:
+    """The step in a process that is not the first: train along, write nothing, wait for the first one's checkpoint.
+
+    Raises `FirstProcessGoneError`, and what the recipe raises.
+    """
+    # What was finished under another name is linked by the first process, without training.
+    if _twin(plan, place) is None:
+        try:
+            plan.recipe.run(_job(catalog, plan, place, work / JOB_FOLDER, dry_run=False))
+        except ShareDoneError:
+            pass
+        else:
+            raise RuntimeError(f"recipe {plan.recipe.name} wrote a result in process {plan.processes.rank} as well")
+    return wait_for_first(lambda: _finished(plan, place), lambda: is_locked(work))
 
 
 def _finished(plan: StepPlan, place: StepPlace) -> StepOutcome | None:
@@ -223,18 +255,24 @@ def _finished(plan: StepPlan, place: StepPlace) -> StepOutcome | None:
     if folder.exists() and not place.replace:
         what = f"the result of another step ({found.recipe} of {found.parent})" if found else "something else"
         raise UserError(
-            f"{folder} holds {what}: data, options, base or recipe differ. Give --replace to make it anew, or "
+            f"{folder} holds {what}: data, options, base, recipe or the number of processes differ. Give --replace to make it anew, or "
             "another --name."
         )
     return None
+
+
+def _twin(plan: StepPlan, place: StepPlace) -> tuple[Path, Checkpoint] | None:
+    """An equal step's finished checkpoint, under any name."""
+    twin = find_step(plan.digest, place.directory)
+    return None if twin is None or changed_files(*twin) else twin
 
 
 def _linked(plan: StepPlan, place: StepPlace) -> StepOutcome | None:
     """An equal step's result under another name, given this name as well."""
     name, seed = plan.step.name, plan.step.seed
     folder = checkpoint_folder(name, seed, place.directory)
-    twin = find_step(plan.digest, place.directory)
-    if twin is None or changed_files(*twin):
+    twin = _twin(plan, place)
+    if twin is None:
         return None
     place.say(f"{name}@{seed}: the same step was finished as {twin[1].name}@{twin[1].seed}; its files are linked.")
     renamed = twin[1].model_copy(update={"name": name, "seed": seed})
@@ -300,6 +338,8 @@ def _job(catalog: Catalog, plan: StepPlan, place: StepPlace, folder: Path, *, dr
         architectures=catalog.architectures,
         offline=place.offline,
         dry_run=dry_run,
+        process=plan.processes.rank,
+        processes=plan.processes.count,
     )
 
 

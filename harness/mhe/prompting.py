@@ -24,7 +24,8 @@ def build_request(task: TaskSpec, sample: Sample, generation: Generation, seed: 
     # `str.format` would read the braces of a question as fields.
     text = task.prompt.user.replace("{question}", sample.question or "")
     messages = [Message("system", task.prompt.system)] if task.prompt.system else []
-    messages.append(Message("user", text, images=len(sample.images)))
+    asked = sample.question if "{question}" in task.prompt.user else None
+    messages.append(Message("user", text, images=len(sample.images), question=asked))
     images = tuple(
         replace(image, resize=task.images.resize) if task.images.resize else image for image in sample.images
     )
@@ -53,6 +54,7 @@ def replace_messages(request: Request, messages: Sequence[Message]) -> Request:
 
 
 def _digest(messages: Sequence[Message], images: Sequence[Image]) -> str:
+    # The bare question is left out: within a task it stands in the text once more, and tells nothing new.
     content = {
         "messages": [[m.role, m.text, m.images] for m in messages],
         "images": [[image.source.digest(), list(image.resize or ())] for image in images],

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mhe.documents.model import ModelSpec
     from mhe.documents.task import TaskSpec
     from mhe.entity_taggers import EntityTagger
-    from mhe.values import Architecture, BackendDescription, Case, MetricValue, Request, Response, Sample, TokenChance
+    from mhe.values import Architecture, BackendDescription, Case, MetricValue, Request, Response, Sample
 
     FloatArray: TypeAlias = NDArray[np.float64]
 
@@ -105,18 +105,16 @@ class ModelBackend(Protocol):
     def generate(self, requests: Sequence[Request], pending: Collection[str]) -> Iterator[Response]:
         """Answer each request whose `sample_id` is in `pending`, once, in any order.
 
-        `requests` is the whole run, in its order, so that a backend can form the same batches when a run is resumed
-        as in an undisturbed one; one that forms others, as it goes, must keep answers independent of them, but for
-        texts where two tokens are tied. Requests that are not pending must not be answered. A sample that fails is a
-        response with an `error`; an exception ends the run as partial.
+        `requests` is the whole run, in its order, so that a resumed run can form the batches of an undisturbed one;
+        other batches must not change answers, but for texts where two tokens are tied. Requests that are not pending
+        must not be answered. A sample that fails is a response with an `error`; an exception ends the run as partial.
         """
         ...
 
     def usage(self) -> Mapping[str, float]:
-        """Measured so far: any of `preprocess_seconds`, `generate_seconds`, `peak_device_bytes` (allocated),
-        `peak_device_reserved_bytes`, `energy_joules`, `image_tokens` (places of images in all
-        prompts), `batch_size`, and, where it changed on the way,
-        `smallest_batch_size` and `largest_batch_size`. Empty where nothing is known.
+        """Measured so far: any of `preprocess_seconds`, `generate_seconds`, `peak_device_bytes` and, with what is
+        reserved, `peak_device_reserved_bytes`, `energy_joules`, `image_tokens` (in all prompts), `batch_size`,
+        `smallest_batch_size`, `largest_batch_size`. Empty where nothing is known.
         """
         ...
 
@@ -125,24 +123,12 @@ class ModelBackend(Protocol):
         ...
 
 
-@runtime_checkable
-class ScoresTokens(Protocol):
-    """A loaded backend that can tell how close the choice of each token was: optional, for `mhe check-backends`."""
-
-    def next_tokens(self, request: Request, before: Sequence[int], most: int) -> Sequence[Sequence[TokenChance]]:
-        """The `most` likeliest tokens at each place of the greedy answer to the request alone, likeliest first.
-
-        The answer is made to begin with the tokens `before`, whatever their chance, and goes on greedily from there;
-        places are counted from the answer's first token, those of `before` included. Raises `SampleError` where the
-        request cannot be answered.
-        """
-        ...
-
-
 class BackendFactory(Protocol):
     """A class with `Options`, called with the model, them and the context. Must be light: see `ModelBackend.describe`.
 
     A field of `Options` whose `json_schema_extra` is `{"answer_neutral": True}` stays out of the run key.
+    A class attribute `takes_any_name = True` says that what a name stands for is known to the backend alone: `--model`
+    then takes names that are registered nowhere, and they are the specification's `location`.
     """
 
     @property
@@ -203,7 +189,8 @@ class Metric(Protocol):
     tokeniser is needed again. A plain mean is the special case of two columns, value and count.
 
     A metric that reads files of its own (an encoder) may have a property `resources`, a mapping from names to content
-    digests: they become part of the score key and of the record. It may raise `MetricUnavailableError`.
+    digests: they become part of the score key and of the record. It may raise `MetricUnavailableError`. One that works
+    in another process may have a method `begin(cases, profile)` that returns at once; `statistics` of the same follows.
     """
 
     name: str
@@ -313,6 +300,10 @@ class RecipeJob:
     offline: bool = False
     dry_run: bool = False
     """Find out modules, parameters and steps, train nothing, write nothing."""
+    process: int = 0
+    """Which of several processes this is; 0 alone writes. The others raise `ShareDoneError` when training is done."""
+    processes: int = 1
+    """How many train together: more than one only for recipes whose `Options` have `may_share = True`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,14 +107,17 @@ def score_cases(
         for profile in remembering_profiles(catalog, list(dict.fromkeys(profiles)), cases)
         for entry in chosen
     ]
-    records = []
-    for done, (profile, entry) in enumerate(pairs):
+    # Of one profile at a time: what works elsewhere begins first and is waited for last.
+    begun = [_begin(scored, entry, profile) for profile, entry in pairs] if len(profiles) == 1 else [False] * len(pairs)
+    records: dict[int, MetricRecord] = {}
+    for done, number in enumerate(sorted(range(len(pairs)), key=lambda place: begun[place])):
+        profile, entry = pairs[number]
         if report is not None:
             report(f"{entry.metric.name} under {profile.name}", done, len(pairs))
-        records.append(_score(scored, entry, profile))
+        records[number] = _score(scored, entry, profile)
     if report is not None:
         report("done", len(pairs), len(pairs))
-    return records
+    return [records[number] for number in range(len(pairs))]
 
 
 def check_scoring(
@@ -202,6 +205,20 @@ def _open(name: str, factory: MetricFactory, options: Mapping[str, object], cont
 
 
 # ---------------------------------------------------------------- one metric under one profile
+
+
+def _begin(scored: _Scored, entry: _Entry, profile: Profile) -> bool:
+    """Let a metric that works in another process begin; whether it did."""
+    begin = getattr(entry.metric, "begin", None)
+    if begin is None or not scored.cases or scored.folder is not None:
+        # Where statistics are kept they may be there already.
+        return False
+    try:
+        begin(scored.cases, profile)
+    except MetricUnavailableError:
+        # Raised again, and told, when its statistics are asked for.
+        return False
+    return True
 
 
 def _score(scored: _Scored, entry: _Entry, profile: Profile) -> MetricRecord:

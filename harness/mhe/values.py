@@ -86,6 +86,9 @@ class Message:
     text: str
     images: int = 0
     """How many of the request's images this turn shows."""
+    question: str | None = None
+    """Of a user's turn, the sample's question without the task's words around it, where the turn asks it: for models
+    that were trained on bare questions, which read it in the place of `text`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,23 @@ if TYPE_CHECKING:
     from mhe_hf.collation import Collator
     from mhe_hf.conversations import adds_special_tokens
     from mhe_hf.families import bind_family, family_of
+    from mhe_hf.generation import decode_answer
     from mhe_hf.loading import empty_model, load_configuration, load_model, load_processor
     from mhe_hf.locations import find_location, fingerprint_of
     from mhe_hf.options import HfOptions
+    from mhe_hf.prefixes import (
+        PREFIX,
+        AttentionShape,
+        KeysAndValues,
+        attention_layers,
+        load_prefix,
+        prefix_states,
+        put_prefix,
+        take_prefixes,
+        write_prefix,
+    )
     from mhe_hf.processors import ImageAndText, without_video
-    from mhe_hf.prompts import render_prompt
+    from mhe_hf.prompts import render_prompt, shown_prompt
     from mhe_hf.saving import save_published
     from mhe_hf.threads import let_waiting_threads_sleep
     from mhe_hf.training_inputs import collate_training, join_training
@@ -52,11 +64,23 @@ _HOMES = {
     "mhe_hf.collation": ("Collator",),
     "mhe_hf.conversations": ("adds_special_tokens",),
     "mhe_hf.families": ("bind_family", "family_of"),
+    "mhe_hf.generation": ("decode_answer",),
     "mhe_hf.loading": ("empty_model", "load_configuration", "load_model", "load_processor"),
     "mhe_hf.locations": ("find_location", "fingerprint_of"),
     "mhe_hf.options": ("HfOptions",),
+    "mhe_hf.prefixes": (
+        "PREFIX",
+        "AttentionShape",
+        "KeysAndValues",
+        "attention_layers",
+        "load_prefix",
+        "prefix_states",
+        "put_prefix",
+        "take_prefixes",
+        "write_prefix",
+    ),
     "mhe_hf.processors": ("ImageAndText", "without_video"),
-    "mhe_hf.prompts": ("render_prompt",),
+    "mhe_hf.prompts": ("render_prompt", "shown_prompt"),
     "mhe_hf.saving": ("save_published",),
     "mhe_hf.threads": ("let_waiting_threads_sleep",),
     "mhe_hf.training_inputs": ("collate_training", "join_training"),
@@ -68,15 +92,20 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "ARCHITECTURES",
     "MODULES",
+    "PREFIX",
+    "AttentionShape",
     "Collator",
     "HfBackend",
     "HfOptions",
     "ImageAndText",
+    "KeysAndValues",
     "adds_special_tokens",
     "architecture_of",
+    "attention_layers",
     "bind_family",
     "check_folder",
     "collate_training",
+    "decode_answer",
     "empty_model",
     "family_of",
     "find_location",
@@ -86,14 +115,20 @@ __all__ = [
     "library_version",
     "load_configuration",
     "load_model",
+    "load_prefix",
     "load_processor",
     "module_names",
     "module_of",
     "module_parameters",
     "parameter_size",
+    "prefix_states",
+    "put_prefix",
     "render_prompt",
     "save_published",
+    "shown_prompt",
+    "take_prefixes",
     "without_video",
+    "write_prefix",
 ]
 
 

@@ -2,7 +2,8 @@
 
     adapters.json   {"base": LOCATION, "revision": …, "base_fingerprint": …,
                      "adapters": [{"folder": "language", "module": "model.language_model"}]}
-    language/       adapter_config.json and adapter_model.safetensors, as PEFT writes them
+    language/       adapter_config.json and adapter_model.safetensors, as PEFT writes them, or where `kind` is `prefix`
+                    as `mhe_hf.prefixes` does
 
 Where `base` is left out, the folder holds the base as well: some of its own weights were trained.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import ValidationError
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SET_FILE = "adapters.json"
+PEFT_KIND: Final = "peft"
+PREFIX_KIND: Final = "prefix"
+"""Of a learned prefix, here and as `kind` in its `adapter_config.json`; PEFT's own files have no such entry."""
 
 
 class SetMember(Part):
@@ -29,6 +33,7 @@ class SetMember(Part):
     folder: str
     module: str
     """Dotted name of the sub-module it is on; empty for the whole model."""
+    kind: Literal["peft", "prefix"] = PEFT_KIND
 
 
 class AdapterSetFile(Part):
@@ -50,8 +55,8 @@ class AdapterSet:
     """Resolved location of the base."""
     revision: str | None
     base_fingerprint: str | None
-    members: tuple[tuple[Path, str], ...]
-    """Folder and sub-module of each adapter."""
+    members: tuple[tuple[Path, str, str], ...]
+    """Folder, sub-module and kind of each adapter."""
 
 
 def read_set(folder: Path) -> AdapterSet | None:
@@ -68,5 +73,5 @@ def read_set(folder: Path) -> AdapterSet | None:
         base=str(folder) if found.base is None else resolve_location(found.base),
         revision=found.revision,
         base_fingerprint=found.base_fingerprint,
-        members=tuple((folder / member.folder, member.module) for member in found.adapters),
+        members=tuple((folder / member.folder, member.module, member.kind) for member in found.adapters),
     )

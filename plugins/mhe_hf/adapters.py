@@ -1,4 +1,7 @@
-"""PEFT adapters put on a loaded base: on the whole model or on one sub-module, left beside the weights or merged."""
+"""Adapters put on a loaded base: on the whole model or on one sub-module, left beside the weights or merged.
+
+They are PEFT's, or learned prefixes of `mhe_hf.prefixes`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mhe import ModelUnusableError
+from mhe_hf.adapter_sets import PREFIX_KIND
 from mhe_hf.parts import ADAPTER_WEIGHTS
 from mhe_hf.versions import library_version
 
@@ -26,13 +30,16 @@ WRAPPER = "base_model.model."
 def apply_adapters(model: PreTrainedModel, parts: Parts, options: HfOptions) -> PreTrainedModel:
     """The model with its adapters on it, in their order.
 
-    Layers are adapted in place, so that modules keep their names; a prompt or prefix needs PEFT's wrapper around its
-    module. Raises `ModelUnusableError` for an adapter of another base, `MissingExtraError`.
+    Layers are adapted in place, so that modules keep their names; a prompt or prefix of PEFT's needs its wrapper
+    around the module. Raises `ModelUnusableError` for an adapter of another base, `MissingExtraError`.
     """
-    library_version("peft", extra="tune", needed_for="adapters")
     seen: dict[str, Path] = {}
     for adapter in parts.adapters:
         _check_base(adapter, parts.names, is_other_allowed=options.other_base)
+        if adapter.kind == PREFIX_KIND:
+            _load_prefix(model, adapter, is_merged=options.merge_adapter)
+            continue
+        library_version("peft", extra="tune", needed_for="adapters")
         if not options.merge_adapter:
             _check_apart(adapter, seen)
         model = _with_adapter(model, adapter, is_merged=options.merge_adapter)
@@ -53,7 +60,7 @@ def _check_base(adapter: Adapter, names: Sequence[str], *, is_other_allowed: boo
 
 def _check_apart(adapter: Adapter, seen: dict[str, Path]) -> None:
     """Two adapters beside one layer would replace each other without a word."""
-    for key in _stored_names(adapter.folder):
+    for key in sorted(_stored_names(adapter.folder)):
         layer = f"{adapter.module}.{key.removeprefix(WRAPPER)}".lstrip(".")
         if layer in seen:
             raise ModelUnusableError(
@@ -63,22 +70,38 @@ def _check_apart(adapter: Adapter, seen: dict[str, Path]) -> None:
         seen[layer] = adapter.folder
 
 
-def _with_adapter(model: PreTrainedModel, adapter: Adapter, *, is_merged: bool) -> PreTrainedModel:
+def _target_of(model: PreTrainedModel, adapter: Adapter) -> Any:  # noqa: ANN401 - any sub-module, as PEFT takes it
     try:
-        target: Any = model.get_submodule(adapter.module)
+        return model.get_submodule(adapter.module)
     except AttributeError as error:
         top = ", ".join(name for name, _ in model.named_children())
         raise ModelUnusableError(
             f"the adapter {adapter.folder} is for the module {adapter.module!r}, which {type(model).__name__} lacks "
             f"({error}). Its top modules: {top}"
         ) from None
+
+
+def _load_prefix(model: PreTrainedModel, adapter: Adapter, *, is_merged: bool) -> None:
+    from mhe_hf.prefixes import load_prefix
+
+    if is_merged:
+        raise _cannot_merge(adapter)
+    load_prefix(_target_of(model, adapter), adapter.folder)
+
+
+def _cannot_merge(adapter: Adapter) -> ModelUnusableError:
+    return ModelUnusableError(
+        f"the adapter {adapter.folder} is a prompt or prefix, which has no weights to merge into: "
+        "leave merge_adapter=false."
+    )
+
+
+def _with_adapter(model: PreTrainedModel, adapter: Adapter, *, is_merged: bool) -> PreTrainedModel:
+    target = _target_of(model, adapter)
     wrapped = _wrapped(target, adapter)
     if is_merged:
         if wrapped.active_peft_config.is_prompt_learning:
-            raise ModelUnusableError(
-                f"the adapter {adapter.folder} is a prompt or prefix, which has no weights to merge into: "
-                "leave merge_adapter=false."
-            )
+            raise _cannot_merge(adapter)
         adapted = wrapped.merge_and_unload(safe_merge=True)
     else:
         adapted = wrapped if wrapped.active_peft_config.is_prompt_learning else wrapped.base_model.model

@@ -8,12 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
     from mhe import Request
+    from mhe_hf.batch_size import BatchSize
 
 Made = TypeVar("Made")
+
+SAME_LENGTH = 4
+"""Prompts whose lengths differ by fewer tokens than this keep their order: neighbours often share an image."""
 
 
 def form_batches(requests: Sequence[Request], size: int) -> list[tuple[Request, ...]]:
@@ -22,8 +26,7 @@ def form_batches(requests: Sequence[Request], size: int) -> list[tuple[Request, 
     They depend on the list and the size alone, so that a resumed run forms the same ones.
     """
     batches = []
-    for _, group in itertools.groupby(requests, key=lambda request: request.generation):
-        members = tuple(group)
+    for members in _alike(requests):
         batches += [members[start : start + size] for start in range(0, len(members), size)]
     return batches
 
@@ -34,10 +37,32 @@ def pending_batches(requests: Sequence[Request], size: int, pending: Collection[
     return [batch for batch in form_batches(requests, size) if any(r.sample_id in wanted for r in batch)]
 
 
+def sized_batches(
+    requests: Sequence[Request], size: BatchSize, length: Callable[[Request], float]
+) -> Iterator[tuple[Request, ...]]:
+    """Each request once, the longest prompts first, in batches of the size that holds when a batch is asked for.
+
+    `length` is in tokens. The longest come first so that memory runs out at the start or not at all.
+    """
+    for members in _alike(requests):
+        ordered = deque(sorted(members, key=lambda request: -(length(request) // SAME_LENGTH)))
+        while ordered:
+            yield tuple(ordered.popleft() for _ in range(min(size.rows, len(ordered))))
+
+
+def _alike(requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
+    """Neighbours in the list that are generated in one way."""
+    for _, group in itertools.groupby(requests, key=lambda request: request.generation):
+        yield tuple(group)
+
+
 def made_ahead(
-    batches: Sequence[tuple[Request, ...]], make: Callable[[tuple[Request, ...]], Made], ahead: int
+    batches: Iterable[tuple[Request, ...]], make: Callable[[tuple[Request, ...]], Made], ahead: int
 ) -> Iterator[Made]:
-    """`make` of each batch, in order, `ahead` of them being made in one thread while the caller works."""
+    """`make` of each batch, in order, `ahead` of them being made in one thread while the caller works.
+
+    A batch is taken from `batches` in the caller's thread, when there is room for it.
+    """
     if ahead == 0:
         yield from map(make, batches)
         return

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mhe import Failure, SampleError, SampleModelError, open_image
 from mhe_hf.families import family_of
@@ -17,7 +18,7 @@ from mhe_hf.families.family import Encoded
 from mhe_hf.image_cache import KEY, CachingImageProcessor, ImageCache, placeholder, with_image_processor
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
     import PIL.Image
     import torch
@@ -59,13 +60,18 @@ class Collator:
     """Makes batches with one processor. Safe for several threads, one at a time.
 
     `context` is the longest prompt in tokens (None: no limit); `cache_bytes` bounds the memory for preprocessed
-    images that several requests share.
+    images that several requests share; `threads` open and resize images, several at once.
     """
 
-    def __init__(self, processor: ProcessorMixin, *, context: int | None = None, cache_bytes: int = 0) -> None:
+    def __init__(
+        self, processor: ProcessorMixin, *, context: int | None = None, cache_bytes: int = 0, threads: int = 1
+    ) -> None:
         self._context = context
         self._cache = ImageCache(cache_bytes)
-        self._images = CachingImageProcessor(processor.image_processor, self._cache, self._reopen)
+        self._workers = ThreadPoolExecutor(threads, "mhe-images") if threads > 1 else None
+        run: Callable[..., Iterable[Any]] = map if self._workers is None else self._workers.map
+        self._run = run
+        self._images = CachingImageProcessor(processor.image_processor, self._cache, self._reopen, run)
         self._family = family_of(processor)
         self._processor = with_image_processor(processor, self._images)
         self._known: dict[Hashable, Image] = {}
@@ -80,11 +86,11 @@ class Collator:
             started = time.perf_counter()
             failures: dict[str, Failure] = {}
             rows = []
-            for request in requests:
-                try:
-                    rows.append(self._row(request))
-                except SampleError as error:
-                    failures[request.sample_id] = Failure(error.kind, str(error))
+            for request, row in zip(requests, self._run(self._row_or_failure, requests), strict=True):
+                if isinstance(row, Failure):
+                    failures[request.sample_id] = row
+                else:
+                    rows.append(row)
             rows, encoded = self._readable(rows, failures)
             self._images.batch.clear()
             self._known.clear()
@@ -95,6 +101,22 @@ class Collator:
                 failures=failures,
                 seconds=time.perf_counter() - started,
             )
+
+    def forget(self) -> None:
+        """Drop the kept images, so that one run's cost is measured as another's."""
+        with self._lock:
+            self._cache.clear()
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._workers is not None:
+            self._workers.shutdown(wait=True, cancel_futures=True)
+
+    def _row_or_failure(self, request: Request) -> _Row | Failure:
+        try:
+            return self._row(request)
+        except SampleError as error:
+            return Failure(error.kind, str(error))
 
     def _row(self, request: Request) -> _Row:
         text = self._family.render(self._processor, request.messages)
@@ -167,3 +189,18 @@ def context_of(configuration: PreTrainedConfig) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
+
+
+def image_token_of(configuration: PreTrainedConfig) -> int | None:
+    """The token that holds an image's places in a prompt; None where images are read elsewhere."""
+    for name in ("image_token_id", "image_token_index"):
+        value = getattr(configuration, name, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def count_image_tokens(batch: Batch, token: int | None) -> int:
+    """Places of images in all rows."""
+    ids = batch.inputs.get("input_ids")
+    return 0 if ids is None or token is None else int((ids == token).sum())

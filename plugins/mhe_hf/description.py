@@ -1,4 +1,4 @@
-"""What is known of a model once it is loaded: device, precision, parameters, memory."""
+"""What is known and set of a model once it is loaded: device, precision, parameters, memory, ends of answers."""
 
 from __future__ import annotations
 
@@ -38,6 +38,14 @@ def loaded_facts(model: PreTrainedModel, options: HfOptions) -> LoadedFacts:
     )
 
 
+def forget_ends(model: PreTrainedModel) -> None:
+    """Have no token end an answer, in the model and in a decoder inside it, whose own settings fill what is open."""
+    for module in model.modules():
+        settings = getattr(module, "generation_config", None)
+        if settings is not None:
+            settings.eos_token_id = None
+
+
 def _stored_bytes(parameter: torch.nn.Parameter) -> int:
     stored = parameter.numel() * parameter.element_size()
     state = getattr(parameter, "quant_state", None)
@@ -54,8 +62,10 @@ def _device_name(device: torch.device) -> str:
     return f"cuda: {names[device.index or 0]}" if len(names) == 1 else f"cuda: {len(names)} x {names[0]}"
 
 
-def peak_device_bytes() -> int | None:
-    """Most memory allocated at once since loading, summed over CUDA devices; None without one."""
+def peak_device_bytes() -> tuple[int, int] | None:
+    """Most memory allocated at once since loading, and most reserved, summed over CUDA devices; None without one."""
     if not torch.cuda.is_available():
         return None
-    return sum(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count()))
+    devices = range(torch.cuda.device_count())
+    allocated = sum(torch.cuda.max_memory_allocated(number) for number in devices)
+    return allocated, sum(torch.cuda.max_memory_reserved(number) for number in devices)

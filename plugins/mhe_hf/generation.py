@@ -38,6 +38,10 @@ KEPT_SETTINGS = (
 how long answers are and whether they are sampled, and it all stands in the run key."""
 
 
+HALF_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+"""What tokenizers show for bytes that are no character."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What the model wrote in one row."""
@@ -145,11 +149,21 @@ def _answer(
     if closing is not None:
         tokens, reason = tokens[: closing + 1], "stop"
     written = tokens if closing is None else tokens[:-1]
-    text = str(tokenizer.decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    text = decode_answer(tokenizer, written)
     cuts = [place for stop in stops if (place := text.find(stop)) >= 0]
     if cuts:
         text, reason = text[: min(cuts)], "stop"
     return Answer(text.strip(), len(tokens), reason)
+
+
+def decode_answer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of a whole answer, without what is left at its end of a character whose last bytes were never written.
+
+    A token may be part of a character, and an answer may end after it. A server that sends text as it comes holds such
+    bytes back until they are a character, so that they are never seen; leaving them out, every backend says the same.
+    """
+    text = str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return text.rstrip(HALF_CHARACTER)
 
 
 def endings_of(settings: GenerationConfig | None) -> frozenset[int]:

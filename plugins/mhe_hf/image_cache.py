@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
     import PIL.Image
     import torch
@@ -38,6 +38,11 @@ class ImageCache:
         feature, size, _ = self._entries[key]
         return feature, size
 
+    def clear(self) -> None:
+        """Forget all."""
+        self._entries.clear()
+        self._held = 0
+
     def put(self, key: Hashable, feature: Feature, size: tuple[int, int]) -> None:
         """Keep them."""
         needed = sum(v.numel() * v.element_size() for v in feature.values() if _is_tensor(v))  # type: ignore[attr-defined]
@@ -52,10 +57,18 @@ class ImageCache:
 class CachingImageProcessor:
     """Has every attribute of the image processor that it stands for."""
 
-    def __init__(self, own: object, cache: ImageCache, reopen: Callable[[Hashable], PIL.Image.Image]) -> None:
+    def __init__(
+        self,
+        own: object,
+        cache: ImageCache,
+        reopen: Callable[[Hashable], PIL.Image.Image],
+        run: Callable[..., Iterable[Any]] = map,
+    ) -> None:
+        """`run` is `map` or does the same in several threads."""
         self._own = own
         self._cache = cache
         self._reopen = reopen
+        self._run = run
         self.stacks = True
         self.batch: dict[Hashable, Feature] = {}
 
@@ -67,24 +80,31 @@ class CachingImageProcessor:
         units = images if isinstance(images, list | tuple) else [images]
         keys = [_key_of(unit) for unit in units]
         if self.stacks and not args and kwargs.get("return_tensors") == "pt" and None not in keys:
-            features = [self._feature(unit, key, kwargs) for unit, key in zip(units, keys, strict=True)]
+            self._learn(dict(zip(keys, units, strict=True)), kwargs)
+            features = [self.batch[key] for key in keys]
             stacked = stack(features)
             if stacked is not None:
                 return stacked
             self.stacks = False
         return self._own([self._with_pixels(unit) for unit in units], *args, **kwargs)  # type: ignore[operator, no-any-return]
 
-    def _feature(self, unit: object, key: Hashable, kwargs: Mapping[str, object]) -> Feature:
-        if key in self.batch:
-            return self.batch[key]
-        kept = self._cache.get(key)
-        if kept is not None:
-            feature = kept[0]
-        else:
-            feature = dict(self._own([self._with_pixels(unit)], **kwargs))  # type: ignore[operator]
-            self._cache.put(key, feature, _size_of(unit))
-        self.batch[key] = feature
-        return feature
+    def _learn(self, units: Mapping[Hashable, object], kwargs: Mapping[str, object]) -> None:
+        """Have the features of all units in `batch`, each worked out once."""
+        missing = []
+        for key in units:
+            if key in self.batch:
+                continue
+            kept = self._cache.get(key)
+            if kept is None:
+                missing.append(key)
+            else:
+                self.batch[key] = kept[0]
+        for key, feature in zip(missing, self._run(lambda key: self._alone(units[key], kwargs), missing), strict=True):
+            self.batch[key] = feature
+            self._cache.put(key, feature, _size_of(units[key]))
+
+    def _alone(self, unit: object, kwargs: Mapping[str, object]) -> Feature:
+        return dict(self._own([self._with_pixels(unit)], **kwargs))  # type: ignore[operator]
 
     def _with_pixels(self, unit: object) -> object:
         if isinstance(unit, list | tuple):

@@ -8,7 +8,7 @@ import torch
 from transformers import LogitsProcessor
 
 from mhe import TokenChance
-from mhe_hf.generation import answer_batch, endings_of
+from mhe_hf.generation import answer_batch, decode_answer, endings_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +73,9 @@ def likeliest_tokens(
                     id=token,
                     token=str(tokenizer.decode([token], skip_special_tokens=False)),
                     log_probability=chance,
-                    text=_text(tokenizer, written if token in endings else [*written, token]),
+                    text=decode_answer(tokenizer, written)
+                    if token in endings
+                    else _begun(tokenizer, [*written, token]),
                     is_end=token in endings,
                 )
                 for chance, token in zip(chances, tokens, strict=True)
@@ -83,5 +85,6 @@ def likeliest_tokens(
     return found
 
 
-def _text(tokenizer: object, tokens: Sequence[int]) -> str:
+def _begun(tokenizer: object, tokens: Sequence[int]) -> str:
+    # A character that is begun may be ended by the next token, so it is shown.
     return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))  # type: ignore[attr-defined]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -25,6 +26,9 @@ def _as_choice(value: object) -> object:
 
 class HfOptions(Part):
     """How a transformers model is loaded and run."""
+
+    measured_alone: ClassVar[Mapping[str, object]] = {"prefetch": 0, "image_cache_mb": 0}
+    """What `mhe bench-model` sets for batch 1, so that a sample's latency holds no other sample's work."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: as the checkpoint was saved."""
@@ -53,21 +57,27 @@ class HfOptions(Part):
     prefix: str = ""
     """How every caption of a captioner (BLIP, vision-encoder-decoder) begins. Other models are asked the prompt."""
     seed_of_new_weights: int = 0
-    """For a model put together from two halves: what its cross-attention is drawn from."""
+    """What weights are drawn from that no checkpoint holds: cross-attention between two halves, `random_weights`."""
     untrained: bool = False
     """Evaluate a model whose cross-attention has never been trained, for the noise that it writes."""
+    random_weights: bool = False
+    """Build the model from its configuration, every weight drawn: for measuring cost, never for answers."""
+    exact_tokens: bool = False
+    """Write up to `max_new_tokens` past every end: for measuring cost."""
     trust_remote_code: bool = False
     """Run Python code that lies beside the weights. Only for models whose code you have read."""
     allow_pickle: bool = False
     """Read pickle checkpoints (`.bin`), which can run any code when opened."""
     image_processor: Literal["pil", "torchvision"] = "pil"
     """Which library resizes images: their pixels differ, and so may answers."""
-    batch_size: Annotated[int, Field(ge=1, json_schema_extra=_NEUTRAL)] = 8
-    """Samples in one batch; halved by itself where memory runs out."""
+    batch_size: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], Field(json_schema_extra=_NEUTRAL)] = "auto"
+    """Samples in one batch, or `auto`: grown while it pays. Halved by itself where memory runs out."""
     num_threads: Annotated[int | None, Field(ge=1, json_schema_extra=_NEUTRAL)] = None
     """CPU threads of torch; torch's own choice where empty."""
     prefetch: Annotated[int, Field(ge=0, json_schema_extra=_NEUTRAL)] = 2
     """Batches whose images are decoded ahead, in a thread. 0: none."""
+    image_threads: Annotated[int | None, Field(ge=1, json_schema_extra=_NEUTRAL)] = None
+    """Threads that open and resize images; where empty one on a CPU, else as many as there are cores, up to 8."""
     image_cache_mb: Annotated[int, Field(ge=0, json_schema_extra=_NEUTRAL)] = 512
     """Memory for images that several questions share, kept preprocessed."""
 
@@ -79,6 +89,8 @@ class HfOptions(Part):
             raise ValueError(f"weights of {self.quantization} cannot take an adapter in exactly: merge_adapter=false")
         if self.device_map is not None and self.device != "auto":
             raise ValueError(f"give device ({self.device}) or device_map ({self.device_map}), not both")
+        if self.random_weights and (self.device_map is not None or self.all_adapters()):
+            raise ValueError("random_weights draws one whole model on one device: no device_map, no adapter")
         return self
 
     def all_adapters(self) -> tuple[AdapterChoice, ...]:

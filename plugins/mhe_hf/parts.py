@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mhe import Fingerprint, ModelUnusableError, digest_of, fingerprint_folder
-from mhe_hf.adapter_sets import AdapterSet, read_set
+from mhe_hf.adapter_sets import PEFT_KIND, PREFIX_KIND, SET_FILE, AdapterSet, read_set
 from mhe_hf.locations import Location, find_location, fingerprint_of
 from mhe_hf.weight_files import check_safetensors
 
@@ -29,7 +29,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A folder that PEFT wrote, and the sub-module that it belongs to."""
+    """A folder that PEFT wrote or that holds a learned prefix, and the sub-module that it belongs to."""
 
     folder: Path
     module: str
@@ -37,6 +37,8 @@ class Adapter:
     base: str
     """What the adapter was trained on, as it says; empty where it says nothing."""
     revision: str | None
+    kind: str = PEFT_KIND
+    """`peft`, or `prefix` for keys and values of `mhe_hf.prefixes`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def find_parts(spec: ModelSpec, options: HfOptions, *, offline: bool) -> Parts:
     found_set = read_set(place)
     if found_set is not None:
         # Its base is known by content, so that the name in each adapter need not be looked at.
-        own_adapters = [replace(read_adapter(folder, module), base="") for folder, module in found_set.members]
+        own_adapters = [_member(found_set, *member) for member in found_set.members]
         adapters = [*own_adapters, *adapters]
         spec = spec.model_copy(update={"location": found_set.base, "revision": found_set.revision})
     elif is_adapter(place):
@@ -96,6 +98,16 @@ def find_parts(spec: ModelSpec, options: HfOptions, *, offline: bool) -> Parts:
         ) from None
     names = (spec.location, str(base.folder or base.repo))
     return Parts(base, rest[0] if rest else None, tuple(adapters), names, found_set)
+
+
+def _member(found: AdapterSet, folder: Path, module: str, kind: str) -> Adapter:
+    adapter = read_adapter(folder, module)
+    if adapter.kind != kind:
+        raise ModelUnusableError(
+            f"{found.folder / SET_FILE} says that {folder.name} is of kind {kind!r}, and its {ADAPTER_FILE} is of kind "
+            f"{adapter.kind!r}: copy the folder again."
+        )
+    return replace(adapter, base="")
 
 
 def _find_half(spec: ModelSpec, location: str, number: int, *, offline: bool) -> Location:
@@ -128,7 +140,8 @@ def read_adapter(folder: Path, module: str) -> Adapter:
         raise ModelUnusableError(f"{folder} {why or 'holds no weights'}: {ADAPTER_WEIGHTS} is wanted.")
     check_safetensors(weights)
     base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
-    return Adapter(folder, module, str(base or ""), str(revision) if revision else None)
+    kind = PREFIX_KIND if settings.get("kind") == PREFIX_KIND else PEFT_KIND
+    return Adapter(folder, module, str(base or ""), str(revision) if revision else None, kind)
 
 
 def fingerprint_parts(parts: Parts, seed: int) -> Fingerprint:

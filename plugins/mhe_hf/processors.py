@@ -60,13 +60,15 @@ def open_processor(
     """
     if configuration.model_type == "vision-encoder-decoder":
         return pair_processor(source, source, image_backend, arguments)
-    class_without_video = _class_without_video(configuration)
     processor: Any
-    if class_without_video is None:
+    class_with_video = _class_with_video(configuration)
+    settings = None if class_with_video is None else _video_settings(source, _without_trust(arguments))
+    if class_with_video is None or (settings is not None and is_torchvision_available()):
         processor = AutoProcessor.from_pretrained(source, **arguments)
     else:
-        processor = class_without_video.from_pretrained(source, **_without_trust(arguments))
-        processor.video_settings = _video_settings(source, _without_trust(arguments))
+        # There is no torchvision to run the video part, or the model came without one.
+        processor = without_video(class_with_video).from_pretrained(source, **_without_trust(arguments))
+        processor.video_settings = settings
     if isinstance(processor, ProcessorMixin) and hasattr(processor, "image_processor"):
         processor.image_processor = AutoImageProcessor.from_pretrained(source, backend=image_backend, **arguments)
     return processor
@@ -82,14 +84,14 @@ def pair_processor(
     )
 
 
-def _class_without_video(configuration: PreTrainedConfig) -> type[ProcessorMixin] | None:
-    """Where the model's processor has a video part, and there is no torchvision to run it."""
+def _class_with_video(configuration: PreTrainedConfig) -> type[ProcessorMixin] | None:
+    """The class of the model's processor, where it has a video part."""
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    if is_torchvision_available() or type(configuration) not in PROCESSOR_MAPPING:
+    if type(configuration) not in PROCESSOR_MAPPING:
         return None
     known: Any = PROCESSOR_MAPPING[type(configuration)]
-    return without_video(known) if VIDEO in known.get_attributes() else None
+    return known if VIDEO in known.get_attributes() else None
 
 
 def _video_settings(source: str, arguments: Mapping[str, Any]) -> Mapping[str, object] | None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from transformers import ProcessorMixin
 
-    from mhe import Message
+    from mhe import Message, Request
 
 
 def render_prompt(processor: ProcessorMixin, messages: Sequence[Message]) -> str:
@@ -21,3 +21,9 @@ def render_prompt(processor: ProcessorMixin, messages: Sequence[Message]) -> str
     `<image>` as a picture), or the family or its chat template refuses the messages.
     """
     return family_of(processor).render(processor, messages)
+
+
+def shown_prompt(processor: ProcessorMixin, request: Request) -> str | None:
+    """What `render_prompt` gives for the request; None where the model is shown the image alone."""
+    text = render_prompt(processor, request.messages)
+    return text if text or family_of(processor).reads_questions else None

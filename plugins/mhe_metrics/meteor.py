@@ -26,7 +26,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +79,15 @@ class Meteor:
     def __init__(self, options: MeteorOptions, context: MetricContext) -> None:
         del options
         self._engine = _take_engine(context.cache_dir)
+        self._begun: tuple[Sequence[Case], Profile, Future[list[list[float]]]] | None = None
         weakref.finalize(self, _park, context.cache_dir, self._engine)
+
+    def begin(self, cases: Sequence[Case], profile: Profile) -> None:
+        """Hand the cases to the processes, and do not wait for them."""
+        texts = cleaned_cases(cases, profile)
+        threads = ThreadPoolExecutor(1)
+        self._begun = (cases, profile, threads.submit(self._engine.ask, texts))
+        threads.shutdown(wait=False)
 
     def statistics(self, cases: Sequence[Case], profile: Profile) -> FloatArray:
         """Shape (len(cases), 7). Raises `MetricUnavailableError` without Java or the jar, or where it fails twice."""
@@ -87,7 +95,12 @@ class Meteor:
 
         if not cases:
             return np.zeros((0, len(self.columns)))
-        return columns_of(np.array(self._engine.ask(cleaned_cases(cases, profile)), dtype=np.float64))
+        begun, self._begun = self._begun, None
+        # What was begun is ended in any case: the processes answer one after the other.
+        answers = begun[2].result() if begun is not None else None
+        if begun is None or answers is None or begun[0] is not cases or begun[1] is not profile:
+            answers = self._engine.ask(cleaned_cases(cases, profile))
+        return columns_of(np.array(answers, dtype=np.float64))
 
     def aggregate(self, sums: FloatArray) -> Mapping[str, FloatArray]:
         """METEOR from sums of shape (..., 7); NaN over no sample, 0 where nothing matches."""

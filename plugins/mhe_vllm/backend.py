@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mhe import BackendDescription, Failure, MheError, ModelUnusableError, Response
-from mhe_hf import HfOptions, let_waiting_threads_sleep, library_version, load_processor
+from mhe_hf import HfOptions, decode_answer, let_waiting_threads_sleep, library_version, load_processor, shown_prompt
 from mhe_vllm.engine import Engine, vllm_version
 from mhe_vllm.options import VllmOptions
 from mhe_vllm.weights import count_parameters, find_folder, fingerprint
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from pydantic import BaseModel
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
     from mhe import BackendContext, ModelSpec, Request
     from mhe_vllm.prompts import Prompt, PromptMaker
 
-VERSION = "1"
+VERSION = "2"
 """Raised when a change here can change an answer."""
 
 
@@ -75,11 +75,7 @@ class VllmBackend:
         from mhe_vllm.prompts import PromptMaker
 
         folder = find_folder(self._spec, offline=self._context.offline)
-        local = self._spec.model_copy(update={"location": str(folder), "revision": None})
-        chosen = HfOptions(
-            image_processor=self._options.image_processor, trust_remote_code=self._options.trust_remote_code
-        )
-        processor = load_processor(local, chosen, offline=True)
+        processor = self._open_processor(folder)
         self._tokenizer = processor.tokenizer
         self._prompts = PromptMaker(processor)
         adapter = None if self._options.adapter is None else Path(self._options.adapter).expanduser()
@@ -99,6 +95,17 @@ class VllmBackend:
             parameters=None if counted is None else counted[0],
             bits_per_weight=None if counted is None else counted[1],
         )
+
+    def _open_processor(self, folder: Path) -> ProcessorMixin:
+        local = self._spec.model_copy(update={"location": str(folder), "revision": None})
+        chosen = HfOptions(
+            image_processor=self._options.image_processor, trust_remote_code=self._options.trust_remote_code
+        )
+        return load_processor(local, chosen, offline=True)
+
+    def render_prompt(self, request: Request) -> str | None:
+        """The text that the model reads before it answers; see `mhe.RendersPrompts`."""
+        return shown_prompt(self._open_processor(find_folder(self._spec, offline=self._context.offline)), request)
 
     def _refusal(self, error: Exception) -> str:
         hint = ""
@@ -212,9 +219,7 @@ class VllmBackend:
             return Response(request.sample_id, error=Failure("system", reason))
         assert self._tokenizer is not None
         # Decoded as a whole by the model's own tokenizer, as the backend `hf` does: vLLM decodes piece by piece.
-        text = str(
-            self._tokenizer.decode(answer.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        text = decode_answer(self._tokenizer, answer.token_ids)
         cuts = [place for stop in request.generation.stop if (place := text.find(stop)) >= 0]
         first = getattr(output.metrics, "first_token_latency", 0.0) or None
         return Response(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mhe.cli.completion import complete_model, complete_task
+from mhe.cli.completion import complete_backends, complete_model, complete_task
 from mhe.cli.evaluate import default_runs_dir
 from mhe.cli.main import catalog_of
 from mhe.cli.progress import ProgressLine
@@ -36,6 +36,7 @@ LONGEST_TEXT = 40
 @click.option(
     "--backends",
     metavar="NAME[:N],…",
+    shell_complete=complete_backends,
     help="Two or more, N samples at once; the first is the reference [default: the model's own with 1 and 16].",
 )
 @click.option("--limit", type=click.IntRange(min=1), default=200, show_default=True, help="Only the first N samples.")

@@ -45,3 +45,9 @@ complete_profile = _completer(lambda catalog: catalog.profiles)
 complete_reader = _completer(lambda catalog: catalog.readers)
 complete_tagger = _completer(lambda catalog: catalog.taggers)
 complete_recipe = _completer(lambda catalog: catalog.recipes)
+
+
+def complete_backends(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Backends after the last comma of a list."""
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in complete_backend(ctx, parameter, last)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mhe.cli.batch_size import BatchSize
 from mhe.cli.completion import complete_backend, complete_model, complete_profile, complete_task
 from mhe.cli.main import catalog_of, say
 from mhe.cli.progress import ProgressLine
@@ -40,7 +41,9 @@ PARTIAL = 3
 @click.option("--limit", type=int, help="Only the first N samples.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of generation.")
 @click.option("--seeds", type=int, help="Runs with the seeds 0 to N-1.")
-@click.option("--batch-size", type=int, help="Samples a batch, for backends that have batches.")
+@click.option(
+    "--batch-size", type=BatchSize(), help="Samples in one batch, or auto where the backend finds it by itself."
+)
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set on this machine.")
 @click.option("--runs-dir", type=click.Path(path_type=Path), default=None, help="Where runs are kept [default: runs].")
 @click.option(
@@ -76,7 +79,7 @@ def evaluate_command(
     limit: int | None,
     seed: int,
     seeds: int | None,
-    batch_size: int | None,
+    batch_size: int | str | None,
     data_dir: Path | None,
     runs_dir: Path | None,
     checkpoints_dir: Path | None,

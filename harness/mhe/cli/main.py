@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "score": ("mhe.cli.score:score", "Score predictions made elsewhere."),
     "compare": ("mhe.cli.compare:compare", "Compare runs: differences, paired tests, what changed."),
     "check-backends": ("mhe.cli.check_backends:check_backends", "Ask one model through several backends, and compare."),
+    "bench-model": ("mhe.cli.bench_model:bench_model", "Measure what a model costs, without scoring."),
     "tune": ("mhe.cli.tune:tune", "Train or transform a model with a recipe; the result is a checkpoint."),
     "board": ("mhe.cli.board:board", "Make, fill, build and check leaderboards."),
     "data": ("mhe.cli.data:data", "Count and audit the data of a task."),

@@ -68,6 +68,7 @@ def documents_markdown() -> str:
     """Every document on disk, field by field."""
     from mhe.documents.board import BoardSpec
     from mhe.documents.checkpoint import Checkpoint
+    from mhe.documents.measurement import Measurement
     from mhe.documents.model import ModelSpec
     from mhe.documents.pipeline import PipelineSpec
     from mhe.documents.run import RunRecord
@@ -78,7 +79,7 @@ def documents_markdown() -> str:
         NOTE,
         "Unknown keys are refused. `schema_version` is migrated from every past version.\n",
     ]
-    for document in (TaskSpec, ModelSpec, PipelineSpec, Checkpoint, RunRecord, BoardSpec):
+    for document in (TaskSpec, ModelSpec, PipelineSpec, Checkpoint, RunRecord, BoardSpec, Measurement):
         parts.append(f"## {document.__name__}, version {document.current_version}\n")
         parts += [f"{inspect.getdoc(document)}\n"]
         for part in _with_parts(document):

@@ -14,7 +14,7 @@ import click
 from mhe.cli import completion
 from mhe.cli.main import catalog_of, say
 from mhe.cli.tables import table
-from mhe.errors import MheError, UnknownNameError
+from mhe.errors import MheError, UnknownNameError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +34,9 @@ class ShowGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, with a suggestion."""
         name = args[0] if args else ""
+        if name not in self.commands and f"{name}s" in self.commands:
+            # `show task phantom-vqa` reads as well as `show tasks`.
+            return super().resolve_command(ctx, [f"{name}s", *args[1:]])
         if name and not name.startswith("-") and name not in self.commands:
             raise UnknownNameError("list", name, self.commands, hint="Type: mhe show --help")
         return super().resolve_command(ctx, args)
@@ -150,6 +153,39 @@ def _pipeline_rows(catalog: Catalog) -> list[Row]:
 PROVIDER_COLUMNS = ("name", "plugin", "extra", "summary")
 
 
+def _show(
+    catalog: Catalog,
+    plural: str,
+    singular: str,
+    name: str | None,
+    rows_of: Callable[[Catalog], list[Row]],
+    columns: Sequence[str],
+    *,
+    as_json: bool,
+) -> None:
+    """A list, or with a name all about one thing."""
+    if name is not None:
+        from mhe.cli.show_details import detail_text, details
+
+        found = details(catalog, singular, name)
+        if as_json:
+            print_json({singular: found})
+        else:
+            click.echo(detail_text(found))
+        return
+    rows = rows_of(catalog)
+    if as_json:
+        problems = [str(problem) for problem in catalog.problems]
+        print_json({plural: rows, "problems": problems})
+        return
+    print_rows(rows, columns, nothing=f"there are no {plural}.")
+    if plural == "plugins":
+        for problem in catalog.problems:
+            say(f"problem: {problem}")
+    else:
+        _warn(catalog)
+
+
 def _make_list(
     plural: str,
     singular: str,
@@ -162,39 +198,58 @@ def _make_list(
     @json_option
     @click.pass_context
     def run(ctx: click.Context, name: str | None, as_json: bool) -> None:
-        catalog = catalog_of(ctx)
-        if name is not None:
-            from mhe.cli.show_details import detail_text, details
-
-            found = details(catalog, singular, name)
-            if as_json:
-                print_json({singular: found})
-            else:
-                click.echo(detail_text(found))
-            return
-        rows = rows_of(catalog)
-        if as_json:
-            problems = [str(problem) for problem in catalog.problems]
-            print_json({plural: rows, "problems": problems})
-            return
-        print_rows(rows, columns, nothing=f"there are no {plural}.")
-        if plural == "plugins":
-            for problem in catalog.problems:
-                say(f"problem: {problem}")
-        else:
-            _warn(catalog)
+        _show(catalog_of(ctx), plural, singular, name, rows_of, columns, as_json=as_json)
 
     show.command(plural, short_help=what, help=f"{what} With NAME, everything about that {singular}.")(run)
 
 
-_make_list(
-    "tasks",
-    "task",
-    ("name", "version", "kind", "primary", "profile", "split", "title"),
-    _task_rows,
-    completion.complete_task,
-    "Tasks that models are evaluated on.",
-)
+TASK_COLUMNS = ("name", "version", "kind", "primary", "profile", "split", "title")
+
+
+@show.command("tasks", short_help="Tasks that models are evaluated on.")
+@click.argument("name", required=False, shell_complete=completion.complete_task)
+@click.option("--sample", "place", type=int, help="Show the sample at this place of the split, from 1, and its prompt.")
+@click.option("--model", shell_complete=completion.complete_model, help="Show the very text that this model reads.")
+@click.option("--backend", shell_complete=completion.complete_backend, help="Through another backend than its own.")
+@click.option("--split", help="Another split than the task's usual one.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the data set lies.")
+@click.option("--offline", is_flag=True, help="Reach for no hub; data and models must be on this machine.")
+@json_option
+@click.pass_context
+def show_tasks(
+    ctx: click.Context,
+    name: str | None,
+    place: int | None,
+    model: str | None,
+    backend: str | None,
+    split: str | None,
+    data_dir: Path | None,
+    offline: bool,
+    as_json: bool,
+) -> None:
+    """Tasks that models are evaluated on. With NAME, everything about that task.
+
+    With --sample, one sample of it, the messages of its prompt, and with --model the text that this model reads,
+    rendered by the template of its own processor: no weights are loaded.
+    """
+    catalog = catalog_of(ctx)
+    if place is None or name is None:
+        given = {"--model": model, "--backend": backend, "--split": split, "--data-dir": data_dir, "--sample": place}
+        if lonely := next((option for option, value in given.items() if value is not None), None):
+            raise UserError(f"{lonely} belongs to one sample of one task: mhe show tasks TASK --sample 1")
+        _show(catalog, "tasks", "task", name, _task_rows, TASK_COLUMNS, as_json=as_json)
+        return
+    from mhe.cli.show_samples import sample_details, sample_text
+
+    found = sample_details(
+        catalog, name, place, split=split, data_dir=data_dir, model=model, backend=backend, offline=offline
+    )
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(sample_text(found))
+
+
 _make_list(
     "models",
     "model",

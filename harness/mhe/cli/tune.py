@@ -101,7 +101,9 @@ def tune(
     """
     from mhe.documents.pipeline import TrainingChoice
     from mhe.pipelines import StepPlace
+    from mhe.processes import first_process_speaks
 
+    ctx.with_resource(first_process_speaks())
     _check_arguments(name, seed, seeds, limit)
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"

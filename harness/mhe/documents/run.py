@@ -135,6 +135,9 @@ class Efficiency(Part):
 
     device: str | None = None
     batch_size: int | None = None
+    """Samples at once; where that was found on the way, the size in which most were answered."""
+    smallest_batch_size: int | None = None
+    largest_batch_size: int | None = None
     uninterrupted: bool
     load_seconds: float | None = None
     preprocess_seconds: float | None = None
@@ -146,9 +149,14 @@ class Efficiency(Part):
     latency_p50: float | None = None
     latency_p95: float | None = None
     first_token_p50: float | None = None
+    first_token_p95: float | None = None
     peak_host_bytes: int | None = None
     peak_device_bytes: int | None = None
+    """Allocated by tensors."""
+    peak_device_reserved_bytes: int | None = None
+    """Held by the library, free blocks included."""
     energy_joules: float | None = None
+    """Of the devices, while answers were generated."""
     reasons: dict[str, str] = {}
     """Field to reason, for each field that is null."""
 

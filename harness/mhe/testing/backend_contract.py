@@ -23,7 +23,19 @@ if TYPE_CHECKING:
     from mhe.protocols import BackendFactory, Engine, ModelBackend
     from mhe.values import Request
 
-USAGE = frozenset({"preprocess_seconds", "generate_seconds", "peak_device_bytes", "energy_joules", "batch_size"})
+USAGE = frozenset(
+    {
+        "preprocess_seconds",
+        "generate_seconds",
+        "peak_device_bytes",
+        "peak_device_reserved_bytes",
+        "energy_joules",
+        "image_tokens",
+        "batch_size",
+        "smallest_batch_size",
+        "largest_batch_size",
+    }
+)
 ERROR_KINDS = ("data", "model", "system")
 
 

@@ -167,8 +167,8 @@ class BlipAnswers:
         mend_cross_attention(model)
 
     def render(self, processor: ProcessorMixin, messages: Sequence[Message]) -> str:
-        """The question as it stands."""
-        return single.question_of(processor, messages)
+        """The bare question: the model was trained on nothing else, and knows no instructions."""
+        return single.bare_question_of(processor, messages)
 
     def encode(
         self, processor: ProcessorMixin, texts: Sequence[str], pictures: Sequence[Sequence[PIL.Image.Image]]
@@ -204,7 +204,8 @@ class BlipAnswers:
     ) -> dict[str, torch.Tensor]:
         """Question to the encoder; start, answer and end to the decoder. The model shifts the labels itself."""
         rows = single.flat_rows(examples)
-        questions = self._questions(processor, [single.question_of(processor, row.request.messages) for row in rows])
+        asked = [single.bare_question_of(processor, row.request.messages) for row in rows]
+        questions = self._questions(processor, asked)
         ids = []
         for row, length in zip(rows, questions["attention_mask"].sum(dim=1).tolist(), strict=True):
             answer = single.answer_tokens(processor, row, follows_text=False, end=self.tokens.end)

@@ -35,6 +35,18 @@ def question_of(processor: ProcessorMixin, messages: Sequence[Message]) -> str:
     return "\n".join(message.text for message in messages)
 
 
+def bare_question_of(processor: ProcessorMixin, messages: Sequence[Message]) -> str:
+    """The question without the words that a task puts around it, for a model that was trained so; what `question_of`
+    gives where the messages ask none. Raises what `question_of` raises.
+    """
+    text = question_of(processor, messages)
+    bare = [message.question for message in messages if message.question is not None]
+    if not bare:
+        return text
+    check_text(processor, bare[0], "the question")
+    return bare[0]
+
+
 def flat_rows(examples: Sequence[TrainingExample | Sequence[TrainingExample]]) -> list[TrainingExample]:
     """Each example in a row of its own: there is no conversation that several could share."""
     return [one for row in examples for one in ([row] if isinstance(row, TrainingExample) else row)]
