@@ -65,13 +65,16 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m mhe.cli.reference --check
+	$(BIN)/python tests/backend_table.py --check
 	$(BIN)/mhe board check
 
-bench: $(VENV)/.test
+bench: $(VENV)/.test $(if $(VLLM),$(VENV_VLLM)/.test)
 	$(BIN)/python tests/benchmarks/run.py
+	$(if $(VLLM),$(VENV_VLLM)/bin/python tests/benchmarks/bench_vllm.py)
 
 docs: $(VENV)/.test
 	$(BIN)/python -m mhe.cli.reference
+	$(BIN)/python tests/backend_table.py
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
@@ -81,7 +84,8 @@ boards: $(VENV)/.test
 	@PATH="$(abspath $(BIN)):$$PATH" sh leaderboards/make.sh
 
 tiny-models: $(VENV)/.test
-	$(BIN)/python -m mhe_tiny.train tiny-llava --out plugins/mhe_tiny/models/tiny-llava
+	$(BIN)/python -m mhe_tiny.train tiny-llava --threads 2 --out plugins/mhe_tiny/models/tiny-llava
+	$(BIN)/python -m mhe_tiny.train
 
 clean:
 	rm -rf $(VENV) $(VENV_VLLM) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

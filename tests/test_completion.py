@@ -45,6 +45,8 @@ def complete(words, cwd, shell="bash", **environment):
         ("eval --model majo", {"majority"}),
         ("eval --backend scr", {"scripted"}),
         ("eval --profile str", {"strict"}),
+        ("check-backends majo", {"majority"}),
+        ("check-backends majority --backends hf:1,scr", {"hf:1,scripted"}),
         ("tune --recipe fu", {"full"}),
         ("show tas", {"tasks"}),
         ("show metrics exa", {"exact-match"}),

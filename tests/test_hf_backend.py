@@ -195,11 +195,11 @@ class TestGeneration:
         sizes = []
         original = generation.answer_batch
 
-        def starved(model, tokenizer, batch, context):
+        def starved(model, tokenizer, batch, context, **more):
             sizes.append(len(batch.requests))
             if len(batch.requests) > 3:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return original(model, tokenizer, batch, context)
+            return original(model, tokenizer, batch, context, **more)
 
         monkeypatch.setattr(generation, "answer_batch", starved)
         assert {name: r.text for name, r in answers(opened, questions).items()} == texts
@@ -211,12 +211,12 @@ class TestGeneration:
         opened = open_backend(folder, batch_size=4)
         original = generation.answer_batch
 
-        def starved(model, tokenizer, batch, context):
+        def starved(model, tokenizer, batch, context, **more):
             if any(r.sample_id == "q2" for r in batch.requests):
                 raise RuntimeError(
                     "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
                 )
-            return original(model, tokenizer, batch, context)
+            return original(model, tokenizer, batch, context, **more)
 
         monkeypatch.setattr(generation, "answer_batch", starved)
         responses = answers(opened, questions)
@@ -226,7 +226,7 @@ class TestGeneration:
         opened.close()
 
     def test_other_errors_of_the_model_are_not_swallowed(self, backend, questions, monkeypatch):
-        def broken(*args):
+        def broken(*args, **more):
             raise RuntimeError("shapes do not match")
 
         monkeypatch.setattr(generation, "answer_batch", broken)

@@ -255,7 +255,8 @@ class TestDescription:
         assert described.key_options["dtype"] == "bfloat16"
         assert {"image_processor", "trust_remote_code", "quantization", "device"} <= set(described.key_options)
         assert set(described.neutral_options) == {
-            "batch_size", "num_threads", "prefetch", "image_cache_mb", "adapter", "adapters", "other_base",
+            "batch_size", "num_threads", "prefetch", "image_threads", "image_cache_mb", "adapter", "adapters",
+            "other_base",
         }  # fmt: skip
         assert "transformers" in described.version
 

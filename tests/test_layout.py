@@ -20,14 +20,18 @@ HEAVY = {"torch", "transformers", "vllm", "peft", "numpy", "ray", "datasets", "b
 
 # A module imports only from those above it (see docs/decisions/0001-order-of-modules.md).
 ORDER = """
-errors values digests
-documents.migrations documents.base documents.task documents.model documents.run documents.checkpoint
-documents.pipeline documents.board documents
-entity_taggers protocols hookspecs plugins task_files catalog images image_hashes subsets samples prompting answers fingerprints
+errors values digests entity_taggers
+documents.migrations documents.base documents.task documents.model documents.run documents.measurement
+documents.checkpoint documents.pipeline documents.board documents
+protocols backend_abilities hookspecs plugins task_files catalog images image_folders image_hashes subsets samples
+prompting answers fingerprints
 environment run_key run_folder provenance checkpoints model_names
-statistics score_files remembered_profiles scoring text_rows predictions references text_pairs
+statistics score_files remembered_profiles scoring usual_scoring
+text_rows predictions references text_pairs
 efficiency engines.local engines run_plan evaluation
-training_data pipelines pipeline_runs audit boards compared_runs compared_values comparison testing cli
+agreement backend_checks measuring
+training_data processes pipelines pipeline_runs audit boards
+scored_folders compared_runs compared_values comparison testing cli
 """.split()  # noqa: SIM905 - a list of lines reads as the order it is
 
 

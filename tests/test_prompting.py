@@ -7,7 +7,7 @@ import pytest
 from mhe import BytesSource, Generation, Image, Response, Sample
 from mhe.answers import answer_of, extract_answer
 from mhe.documents.task import AnswerRule, ImageRule, Prompt, TaskSpec
-from mhe.prompting import build_request
+from mhe.prompting import build_request, replace_messages
 
 TASK = TaskSpec.from_data(
     {
@@ -25,6 +25,17 @@ def test_a_question_with_braces_is_asked_as_it_is():
     request = build_request(TASK, SAMPLE, Generation(), 0)
     assert request.messages[0].text == "Is {0} {question} %s shown?\nShort."
     assert request.messages[0].images == 1
+
+
+def test_the_bare_question_goes_along_where_it_is_asked_and_stays_out_of_the_digest():
+    request = build_request(TASK, SAMPLE, Generation(), 0)
+    assert request.messages[0].question == SAMPLE.question
+    without = tuple(replace(message, question=None) for message in request.messages)
+    assert replace_messages(request, without).digest == request.digest
+    unasked = TASK.model_copy(update={"prompt": Prompt(user="Describe it.")})
+    assert build_request(unasked, SAMPLE, Generation(), 0).messages[0].question is None
+    captioned = build_request(unasked, replace(SAMPLE, question=None), Generation(), 0)
+    assert captioned.messages[0].question is None
 
 
 def test_the_digest_covers_what_the_model_sees_and_nothing_else():

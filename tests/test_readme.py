@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import types
@@ -10,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+import tune_cases
 from mhe.cli.main import COMMANDS, cli
 from mhe.testing import check_metric
 
@@ -76,3 +78,21 @@ def test_commands_of_the_table_are_all_mentioned():
     text = README + (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     for name in COMMANDS:
         assert f"mhe {name}" in text
+
+
+def test_the_tuning_shown_works(tmp_path, monkeypatch):
+    """The README's own lines, on a small release and for two steps."""
+    pytest.importorskip("peft")
+    release = tune_cases.write_release(tmp_path / "vqa_rad", images=6)
+    monkeypatch.setenv("MHE_CHECKPOINTS_DIR", str(tmp_path / "checkpoints"))
+    monkeypatch.setenv("MHE_RUNS_DIR", str(tmp_path / "runs"))
+    lines = [line for block in blocks("sh") for line in block.splitlines() if "my-lora" in line]
+    assert [line.split()[1] for line in lines] == ["tune", "eval"]
+    more = {"tune": ["--offline", "--set", "max_steps=2"], "eval": ["--offline", "--json"]}
+    for line in lines:
+        words = shlex.split(line.replace("~/data/vqa_rad", str(release)))[1:]
+        assert cli.main([*words, *more[words[0]]], prog_name="mhe", standalone_mode=False) == 0, line
+    (record,) = (tmp_path / "runs" / "vqa-rad").glob("my-lora*/*/run.json")
+    run = json.loads(record.read_text(encoding="utf-8"))
+    assert run["model"]["lineage"][0]["recipe"] == "lora"
+    assert run["status"] == "complete"

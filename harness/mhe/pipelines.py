@@ -255,8 +255,8 @@ def _finished(plan: StepPlan, place: StepPlace) -> StepOutcome | None:
     if folder.exists() and not place.replace:
         what = f"the result of another step ({found.recipe} of {found.parent})" if found else "something else"
         raise UserError(
-            f"{folder} holds {what}: data, options, base, recipe or the number of processes differ. Give --replace to make it anew, or "
-            "another --name."
+            f"{folder} holds {what}: data, options, base, recipe or the number of processes differ. "
+            "Give --replace to make it anew, or another --name."
         )
     return None
 

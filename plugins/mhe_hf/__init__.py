@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mhe_hf.loading import empty_model, load_configuration, load_model, load_processor
     from mhe_hf.locations import find_location, fingerprint_of
     from mhe_hf.options import HfOptions
+    from mhe_hf.parts import base_of_adapters, find_parts, fingerprint_parts
     from mhe_hf.prefixes import (
         PREFIX,
         AttentionShape,
@@ -68,6 +69,7 @@ _HOMES = {
     "mhe_hf.loading": ("empty_model", "load_configuration", "load_model", "load_processor"),
     "mhe_hf.locations": ("find_location", "fingerprint_of"),
     "mhe_hf.options": ("HfOptions",),
+    "mhe_hf.parts": ("base_of_adapters", "find_parts", "fingerprint_parts"),
     "mhe_hf.prefixes": (
         "PREFIX",
         "AttentionShape",
@@ -102,6 +104,7 @@ __all__ = [
     "adds_special_tokens",
     "architecture_of",
     "attention_layers",
+    "base_of_adapters",
     "bind_family",
     "check_folder",
     "collate_training",
@@ -109,7 +112,9 @@ __all__ = [
     "empty_model",
     "family_of",
     "find_location",
+    "find_parts",
     "fingerprint_of",
+    "fingerprint_parts",
     "join_training",
     "let_waiting_threads_sleep",
     "library_version",

@@ -72,8 +72,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             vision=("vision_model",),
             fusion=("text_encoder",),
             language=("text_decoder",),
-            notes="Question answering: the joint text-multimodal encoder is fusion, and all of the decoder language, as "
-            "in MILE. A captioner has no such encoder, so no fusion. Vision self_attn.qkv is fused.",
+            notes="Question answering: the joint text-multimodal encoder is fusion, all of the decoder language, as in "
+            "MILE. A captioner has no such encoder, so no fusion. Vision self_attn.qkv is fused.",
         ),
         Architecture(
             model_type="blip-2",

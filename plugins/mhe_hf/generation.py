@@ -91,7 +91,7 @@ class RowEnds(StoppingCriteria):
         )
         for row, room in enumerate(self._rooms):
             is_full = room is not None and generated >= room
-            is_stopped = bool(self._stop) and any(stop in texts[row] for stop in self._stop)
+            is_stopped = bool(self._stop) and any(stop in texts[row].rstrip(HALF_CHARACTER) for stop in self._stop)
             if self.ends[row] is None and (is_full or is_stopped):
                 self.ends[row] = generated
         return torch.tensor([end is not None for end in self.ends], device=input_ids.device)  # type: ignore[return-value]
@@ -162,7 +162,7 @@ def decode_answer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> 
     A token may be part of a character, and an answer may end after it. A server that sends text as it comes holds such
     bytes back until they are a character, so that they are never seen; leaving them out, every backend says the same.
     """
-    text = str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    text = str(tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
     return text.rstrip(HALF_CHARACTER)
 
 

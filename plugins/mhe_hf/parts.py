@@ -110,6 +110,12 @@ def _member(found: AdapterSet, folder: Path, module: str, kind: str) -> Adapter:
     return replace(adapter, base="")
 
 
+def base_of_adapters(spec: ModelSpec, options: HfOptions, *, offline: bool) -> str | None:
+    """Where the base of a model with adapters lies; None for a model without. Raises `ModelUnusableError`."""
+    parts = find_parts(spec, options, offline=offline)
+    return parts.names[0] if parts.adapters else None
+
+
 def _find_half(spec: ModelSpec, location: str, number: int, *, offline: bool) -> Location:
     # One revision cannot be that of two models.
     revision = spec.revision if number == 1 else None

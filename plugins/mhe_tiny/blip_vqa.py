@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mhe_tiny.blip import BlipEyes, build_config, build_processor, mask_scores, prepare_vision, train_tokenizer
+from mhe_tiny.lessons import SOURCE
 from mhe_tiny.packing import Batch, Packer, Turn, weigh_answers
 
 if TYPE_CHECKING:
@@ -46,12 +47,19 @@ class BlipVqaLearner(BlipEyes):
         # The library's annotations take half of the sub-modules for tensors.
         self.model: Any = model
         pad = self.tokenizer.pad_token_id
+        # The class is asked the bare question; what the task writes around it is taken off.
+        self._before, _, self._after = SOURCE.read_prompts()[0].partition("{question}")
         self._asked = Packer(self._encode_question, pad)
         self._said = Packer(self._encode_answer, pad)
 
     def _encode_question(self, prompt: str, answer: str) -> Turn:
         del answer
-        return Turn([], list(self.tokenizer(prompt).input_ids), [])
+        return Turn([], self._question_tokens(prompt), [])
+
+    def _question_tokens(self, prompt: str) -> list[int]:
+        is_question = prompt.startswith(self._before) and prompt.endswith(self._after)
+        bare = prompt.removeprefix(self._before).removesuffix(self._after) if is_question else prompt
+        return list(self.tokenizer(bare).input_ids)
 
     def _encode_answer(self, prompt: str, answer: str) -> Turn:
         del prompt
@@ -95,7 +103,7 @@ class BlipVqaLearner(BlipEyes):
         """
         import torch
 
-        tokens = [list(self.tokenizer(prompt).input_ids) for prompt in prompts]
+        tokens = [self._question_tokens(prompt) for prompt in prompts]
         answers = [""] * len(prompts)
         pixels = self.look(images)["pixel_values"]
         for length in sorted({len(row) for row in tokens}):

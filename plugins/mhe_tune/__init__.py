@@ -28,52 +28,66 @@ def _recipe(module: str, recipe: str) -> Callable[[], RecipeFactory]:
     return load
 
 
+_RECIPES = (
+    ("full", "full.FullRecipe", "hf", "every weight of the modules that are not frozen"),
+    (
+        "lora",
+        "lora.LoraRecipe",
+        "tune",
+        "low-rank matrices beside linear layers (Hu et al. 2022; presets llava16-lora, mile-lora-*)",
+    ),
+    (
+        "qlora",
+        "qlora.QloraRecipe",
+        "tune",
+        "low-rank matrices on a base in 4 or 8 bits (Dettmers et al. 2023; preset neto2025-qlora)",
+    ),
+    ("dora", "dora.DoraRecipe", "tune", "low-rank adaptation of directions, lengths learnt apart (Liu et al. 2024)"),
+    (
+        "ia3",
+        "ia3.Ia3Recipe",
+        "tune",
+        "learnt rescaling of keys, values and inner activations (Liu et al. 2022; presets mile-ia3-*)",
+    ),
+    (
+        "bitfit",
+        "bitfit.BitfitRecipe",
+        "hf",
+        "biases of chosen modules, and no other weight (Ben Zaken et al. 2022)",
+    ),
+    (
+        "prefix",
+        "prefix.PrefixRecipe",
+        "hf",
+        "keys and values learned before every layer's, by a small network (Li and Liang 2021; presets mile-prefix-*)",
+    ),
+    (
+        "ptuning-v2",
+        "ptuning_v2.PtuningV2Recipe",
+        "hf",
+        "keys and values learned before every layer's, directly (Liu et al. 2022; presets mile-ptv2-*)",
+    ),
+    (
+        "instruction",
+        "instruction.InstructionRecipe",
+        "hf",
+        "full fine-tuning on instructions with candidate answers (MILE, Chen et al. 2024; preset mile-instruction)",
+    ),
+    (
+        "staged",
+        "staged.StagedRecipe",
+        "hf",
+        "fusion first, then language, then vision block by block (preset visiongpt2-staged)",
+    ),
+)
+
+
 @hookimpl
 def register_recipes() -> Sequence[Provider[RecipeFactory]]:
-    """The recipes of this package."""
+    """The recipes of this package; their summaries name paper and presets."""
     return [
-        Provider(
-            name="full",
-            summary="full fine-tuning, each of vision, fusion and language trained or frozen",
-            load=_recipe("full", "FullRecipe"),
-            extra="hf",
-        ),
-        Provider(
-            name="lora",
-            summary="low-rank matrices beside chosen linear layers",
-            load=_recipe("lora", "LoraRecipe"),
-            extra="tune",
-        ),
-        Provider(
-            name="qlora",
-            summary="low-rank matrices on a base in 4 or 8 bits",
-            load=_recipe("qlora", "QloraRecipe"),
-            extra="tune",
-        ),
-        Provider(
-            name="dora",
-            summary="low-rank adaptation of directions, lengths learnt apart",
-            load=_recipe("dora", "DoraRecipe"),
-            extra="tune",
-        ),
-        Provider(
-            name="ia3",
-            summary="learnt rescaling of keys, values and inner activations",
-            load=_recipe("ia3", "Ia3Recipe"),
-            extra="tune",
-        ),
-        Provider(
-            name="instruction",
-            summary="full fine-tuning on instructions drawn from the training pairs, with candidate answers (MILE)",
-            load=_recipe("instruction", "InstructionRecipe"),
-            extra="hf",
-        ),
-        Provider(
-            name="staged",
-            summary="fusion first, then language, then vision block by block (VisionGPT-2)",
-            load=_recipe("staged", "StagedRecipe"),
-            extra="hf",
-        ),
+        Provider(name=name, summary=summary, load=_recipe(*place.split(".")), extra=extra)
+        for name, place, extra, summary in _RECIPES
     ]
 
 

@@ -74,6 +74,24 @@ def _mile_ia3(rows: str, share: str) -> Preset:
     )
 
 
+def _mile_prefix(rows: str, share: str, remark: str) -> Preset:
+    return Preset(
+        source=f"{MILE}, Table 2, row {' '.join(rows)} ({share} of the parameters)",
+        values={**_row(*rows), "tokens": 30, "projection_width": None, **_MILE_TRAINING},
+        notes=f"{_MILE_NOTES}The shares fit 30 tokens through a network as wide as the model, 14,787,840 parameters a "
+        f"module; {remark}",
+    )
+
+
+def _mile_ptuning_v2(rows: str, share: str) -> Preset:
+    return Preset(
+        source=f"{MILE}, Table 4, row {' '.join(rows)} ({share} of the parameters)",
+        values={**_row(*rows), "tokens": 10, **_MILE_TRAINING},
+        notes=f"{_MILE_NOTES}The shares fit keys and values of 10 tokens in the 12 layers of self-attention, 184,320 "
+        "parameters a text module. Where they start from is not named.",
+    )
+
+
 LORA_PRESETS: Mapping[str, Preset] = {
     "llava16-lora": Preset(
         source=LLAVA16,
@@ -144,4 +162,22 @@ IA3_PRESETS: Mapping[str, Preset] = {
         ("FTA", "37.987 %"),
         ("TTA", "61.866 %"),
     )
+}
+
+PREFIX_PRESETS: Mapping[str, Preset] = {
+    f"mile-prefix-{rows.lower()}": _mile_prefix(rows, share, remark)
+    for rows, share, remark in (
+        (
+            "FAA",
+            "3.926 %",
+            "the row names two modules with a prefix (7.57 %), and its share fits one: --set fusion=frozen for that.",
+        ),
+        ("TAA", "29.636 %", "this share fits two of them, as the row says."),
+        ("TTA", "63.354 %", "this share fits one of them, as the row says."),
+    )
+}
+
+PTUNING_V2_PRESETS: Mapping[str, Preset] = {
+    f"mile-ptv2-{rows.lower()}": _mile_ptuning_v2(rows, share)
+    for rows, share in (("FAA", "0.102 %"), ("FFA", "0.051 %"), ("TAA", "23.963 %"), ("TTA", "61.876 %"))
 }

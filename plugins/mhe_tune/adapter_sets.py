@@ -22,7 +22,7 @@ from mhe_tune.modules import Shares, check_homes
 from mhe_tune.targets import common_root
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -70,27 +70,43 @@ def put_adapters(
     check_homes(model, architecture, [module for module, treatment in treatments.items() if treatment != "frozen"])
     wanted = {name for names in layers.values() for name in names}
     if not wanted:
-        raise UserError(
-            "no module is set to adapter, so there is nothing for an adapter recipe to do: "
-            f"--set language=adapter, or the recipe full ({', '.join(MODULES)} are each frozen, full or adapter)."
-        )
+        raise nothing_to_adapt()
     config.target_modules = sorted(wanted)
     inject_adapter_in_model(config, model, ADAPTER)
     found = set(_adapted(model))
     if found != wanted:
         raise RuntimeError(f"PEFT adapted other layers than asked for: {sorted(found ^ wanted)[:5]}")
+    return AdapterSet(
+        config, layers, treatments, architecture, thaw(model, architecture, treatments, is_adapter_weight)
+    )
+
+
+def thaw(
+    model: PreTrainedModel,
+    architecture: Architecture,
+    treatments: Mapping[str, AdapterTreatment],
+    is_added: Callable[[str], bool],
+) -> Shares:
+    """Set what is trained, in place: modules that are `full`, and what was added, told by its dotted name."""
     counts = {module: [0, 0] for module in MODULES}
     for name, parameter in model.named_parameters():
         module = str(module_of(name, architecture))
-        is_trained = is_adapter_weight(name) or treatments.get(module) == "full"
-        if is_trained and not is_adapter_weight(name):
+        is_trained = is_added(name) or treatments.get(module) == "full"
+        if is_trained and not is_added(name):
             # Frozen weights may be kept in 16 bits; what is trained is not.
             parameter.data = parameter.data.float()
         parameter.requires_grad_(is_trained)
         counts[module][0] += parameter_size(parameter)
         counts[module][1] += parameter_size(parameter) if is_trained else 0
-    shares = Shares({module: (total, trained) for module, (total, trained) in counts.items()})
-    return AdapterSet(config, layers, treatments, architecture, shares)
+    return Shares({module: (total, trained) for module, (total, trained) in counts.items()})
+
+
+def nothing_to_adapt() -> UserError:
+    """The error of a step whose settings adapt no module."""
+    return UserError(
+        "no module is set to adapter, so there is nothing for an adapter recipe to do: "
+        f"--set language=adapter, or the recipe full ({', '.join(MODULES)} are each frozen, full or adapter)."
+    )
 
 
 def is_adapter_weight(name: str) -> bool:
@@ -137,8 +153,13 @@ def save_adapters(
         model.set_submodule(name, layer.get_base_layer())
     if adapters.has_full_modules:
         save_published(model, processor, folder, dtype)
+    write_set(folder, places, None if adapters.has_full_modules else base)
+
+
+def write_set(folder: Path, places: Sequence[Mapping[str, str]], base: InputModel | None) -> None:
+    """Write `adapters.json`: where each adapter belongs and on which base, None where that lies in the folder too."""
     about: dict[str, object] = {"adapters": places}
-    if not adapters.has_full_modules:
+    if base is not None:
         about = {
             "base": base.location or base.spec.location,
             "revision": base.spec.revision,

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mhe_hf import MODULES
+from mhe import UserError
+from mhe_hf import MODULES, HfOptions, base_of_adapters
 from mhe_tune.adapter_sets import put_adapters, save_adapters
-from mhe_tune.targets import choose_targets
+from mhe_tune.targets import choose_targets, linear_layers
 from mhe_tune.training import (
     empty_model,
     fit,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from peft import IA3Config, LoraConfig
     from transformers import PreTrainedModel
 
-    from mhe import RecipeJob, RecipeResult
+    from mhe import Architecture, RecipeJob, RecipeResult
     from mhe_tune.adapter_sets import AdapterSet, AdapterTreatment
     from mhe_tune.options import TrainingOptions
     from mhe_tune.training import Schedule
@@ -53,15 +54,17 @@ def train_adapters(
     from transformers import set_seed
 
     schedule = plan_schedule(options, job)
+    refuse_adapted_base(job)
     loaded_with = dict(quantization or {})
     if job.dry_run:
-        adapters = _adapted(empty_model(job), options, job, make_config, usual_targets)
-        trained = adapters.shares.trainable
-        return preview_of(job, adapters.shares, schedule, _frozen_bytes(adapters, loaded_with) + 16 * trained)
+        empty = empty_model(job)
+        adapters = _adapted(empty, options, job, make_config, usual_targets)
+        frozen = frozen_bytes(empty, adapters.architecture, loaded_with, schedule)
+        return preview_of(job, adapters.shares, schedule, frozen + 16 * adapters.shares.trainable)
     with quiet_transformers():
         # Adapters are drawn at random when they are put on.
         set_seed(job.seed)
-        model, processor, own_dtype = load_base(options, job, {**loaded_with, "dtype": _frozen_dtype(schedule)})
+        model, processor, own_dtype = load_base(options, job, {**loaded_with, "dtype": frozen_dtype(schedule)})
         _keep_gradients(model)
         adapters = _adapted(model, options, job, make_config, usual_targets)
         job.report("plan", plan_numbers(adapters.shares, schedule))
@@ -79,6 +82,18 @@ def train_adapters(
         loads_in=("transformers", "peft") if adapters.has_full_modules else ("peft",),
         model_options=loaded_with,
     )
+
+
+def refuse_adapted_base(job: RecipeJob) -> None:
+    """Raises `UserError` for a base that is an adapter itself: a result names one base and what lies on it."""
+    spec = job.base.spec
+    base = base_of_adapters(spec, HfOptions.model_validate(spec.options), offline=job.offline)
+    if base is not None:
+        raise UserError(
+            f"model {spec.name} is an adapter on {base}, and an adapter on an adapter cannot be saved. Start from "
+            f"--model {base}; or train {spec.name} further with the recipe full, which adds the adapter to the weights "
+            "first."
+        )
 
 
 def treatments_of(options: TrainingOptions) -> dict[str, AdapterTreatment]:
@@ -113,7 +128,7 @@ def _keep_gradients(model: PreTrainedModel) -> None:
             layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def _frozen_dtype(schedule: Schedule) -> str:
+def frozen_dtype(schedule: Schedule) -> str:
     """What weights that are not trained are kept in: as they are computed with, where that is 16 bits on a GPU."""
     import torch
 
@@ -122,8 +137,24 @@ def _frozen_dtype(schedule: Schedule) -> str:
     return {"bf16": "bfloat16", "fp16": "float16"}.get(schedule.precision, "float32")
 
 
-def _frozen_bytes(adapters: AdapterSet, quantization: Mapping[str, object]) -> float:
-    """Memory of the weights that are not trained, by the bits they are kept in."""
-    bits = {"nf4": 4.5, "fp4": 4.5, "int8": 8.0}.get(str(quantization.get("quantization")), 32.0)
-    frozen = adapters.shares.parameters - adapters.shares.trainable
-    return frozen * bits / 8
+def frozen_bytes(
+    model: PreTrainedModel, architecture: Architecture, quantization: Mapping[str, object], schedule: Schedule
+) -> float:
+    """Memory of the weights that are not trained: linear layers of quantised modules in few bits, the rest whole."""
+    whole = 32.0 if frozen_dtype(schedule) == "float32" else 16.0
+    few = _bits_of(quantization)
+    modules = quantization.get("quantized_modules", ())
+    assert isinstance(modules, tuple)
+    layers = linear_layers(model, architecture) if modules else {}
+    packed = {f"{name}.weight" for module in modules for name in layers[module]}
+    frozen = ((name, parameter.numel()) for name, parameter in model.named_parameters() if not parameter.requires_grad)
+    return sum(count * (few if name in packed else whole) for name, count in frozen) / 8
+
+
+def _bits_of(quantization: Mapping[str, object]) -> float:
+    """Bits of a quantised weight with its share of the scales: one of 32 bits for 64 weights, or with `double_quant`
+    one of 8 bits, and one of 32 for 256 of those.
+    """
+    if quantization.get("quantization") == "int8":
+        return 8.0
+    return 4 + 8 / 64 + 32 / (64 * 256) if quantization.get("double_quant") else 4 + 32 / 64

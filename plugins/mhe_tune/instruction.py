@@ -93,7 +93,8 @@ class InstructionRecipe:
         if job.dry_run:
             shares = set_trainable(empty_model(job), self._treatments(), job.architectures)
             return preview_of(job, shares, schedule, 4 * shares.parameters + 12 * shares.trainable, notes=notes)
-        (job.folder / INSTRUCTIONS_FILE).write_text(instruction_lines(instructions), encoding="utf-8", newline="\n")
+        if not job.process:
+            (job.folder / INSTRUCTIONS_FILE).write_text(instruction_lines(instructions), encoding="utf-8", newline="\n")
         with quiet_transformers():
             model, processor, own_dtype = load_base(self.options, job)
             shares = set_trainable(model, self._treatments(), job.architectures)

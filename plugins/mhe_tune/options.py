@@ -18,6 +18,8 @@ class TrainingOptions(Part):
 
     presets: ClassVar[Mapping[str, Preset]] = {}
     """Of each recipe; see `mhe_tune.presets`."""
+    may_share: ClassVar[bool] = True
+    """Several processes may train together; see `RecipeJob.processes`."""
 
     # Neutral, because all values it stands for are recorded and digested themselves.
     preset: Annotated[str | None, Field(json_schema_extra=_NEUTRAL)] = None
@@ -27,7 +29,7 @@ class TrainingOptions(Part):
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Examples in one forward pass, on each device."""
     gradient_accumulation: Annotated[int, Field(ge=1)] = 1
-    """Forward passes in one step; one step sees `batch_size` times this many examples."""
+    """Forward passes in one step; one step sees `batch_size` times this many examples, on each device."""
     epochs: Annotated[float, Field(gt=0)] = 3.0
     """Passes over the training examples."""
     max_steps: Annotated[int | None, Field(ge=1)] = None

@@ -7,15 +7,14 @@ trained, `fit`, its own way of saving, `result_of`.
 from __future__ import annotations
 
 import math
-import resource
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mhe import RecipeResult, UserError
-from mhe_hf import HfOptions, load_configuration, load_model
+from mhe import RecipeResult, ShareDoneError, UserError
+from mhe_hf import HfOptions, base_of_adapters, load_configuration, load_model
 from mhe_hf import empty_model as model_without_weights
+from mhe_tune.memory import is_out_of_memory, peak_device_bytes, peak_host_bytes, readable_size, what_to_lower
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -62,9 +61,12 @@ def fit(
 ) -> Fitted:
     """Train what `requires_grad`, from the last whole save where there is one, and keep the best or the last weights.
 
-    `callbacks` are the recipe's own. Raises `UserError` where memory runs out or the loss is no number any more.
+    `callbacks` are the recipe's own. Raises `UserError` where memory runs out or the loss is no number any more, and
+    `ShareDoneError` at the end in every process but the first: what comes after is for one.
     """
     trainer, saves = train(model, processor, options, job, schedule, callbacks)
+    if job.process:
+        raise ShareDoneError(f"process {job.process} of {job.processes} has done its share of the training")
     return Fitted(trainer, saves, choose_weights(trainer, options, job))
 
 
@@ -89,7 +91,8 @@ def result_of(
     ]
     history = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
     (job.folder / "curve.svg").write_text(draw_curve(history), encoding="utf-8")
-    seen = state.global_step * options.batch_size * options.gradient_accumulation
+    seen = state.global_step * examples_a_step(options, job)
+    together = (f"trained by {job.processes} processes together",) if job.processes > 1 else ()
     return RecipeResult(
         model_folder=job.folder / "model",
         parameters=shares.parameters,
@@ -104,7 +107,7 @@ def result_of(
         device=str(fitted.trainer.args.device),
         loads_in=tuple(loads_in),
         needs_class=needs_class,
-        notes=(f"computed in {schedule.precision}", fitted.note, *notes),
+        notes=(f"computed in {schedule.precision}", *together, fitted.note, *notes),
     )
 
 
@@ -120,7 +123,7 @@ def preview_of(
         modules=shares.modules,
         notes=(
             f"{schedule.steps:,} steps over {schedule.rows:,} rows, {schedule.precision}",
-            f"about {needed_bytes / 2**30:.2f} GiB for weights, gradients and moments, and the activations on top",
+            f"about {readable_size(needed_bytes)} for weights, gradients and moments, and the activations on top",
             *notes,
         ),
     )
@@ -136,7 +139,7 @@ def plan_schedule(options: TrainingOptions, job: RecipeJob) -> Schedule:
     if not job.train:
         raise UserError("this recipe trains, and no training data was given: name a task with --task.")
     rows = len(Rows(job.train, getattr(options, "questions_per_row", 1), job.seed))
-    a_epoch = math.ceil(math.ceil(rows / options.batch_size) / options.gradient_accumulation)
+    a_epoch = math.ceil(math.ceil(rows / (options.batch_size * job.processes)) / options.gradient_accumulation)
     steps = options.max_steps or math.ceil(options.epochs * a_epoch)
     return Schedule(
         rows=rows,
@@ -145,6 +148,11 @@ def plan_schedule(options: TrainingOptions, job: RecipeJob) -> Schedule:
         save_every=min(options.save_every or a_epoch, steps),
         precision=choose_precision(options),
     )
+
+
+def examples_a_step(options: TrainingOptions, job: RecipeJob) -> int:
+    """How many rows one step of all processes together sees."""
+    return options.batch_size * options.gradient_accumulation * job.processes
 
 
 def choose_precision(options: TrainingOptions) -> str:
@@ -168,10 +176,17 @@ def load_base(
 ) -> tuple[PreTrainedModel, ProcessorMixin, torch.dtype | None]:
     """The base in float32, or as `changes` to its options say, with its processor, and the dtype it is published in.
 
+    Adapters that the base consists of are merged into its weights, where there are no `changes`.
+
     Raises `UserError` for a quantised base that `changes` do not quantise again, `ModelUnusableError`.
     """
     import torch
 
+    if job.processes > 1:
+        from accelerate import PartialState
+
+        # Brings the processes together, and gives each its own GPU before anything is loaded there.
+        PartialState(cpu=_is_on_cpu(options, job))
     spec = job.base.spec
     chosen = HfOptions.model_validate(spec.options)
     wanted: dict[str, object] = {
@@ -184,11 +199,21 @@ def load_base(
             f"model {spec.name} is quantised ({chosen.quantization}), and weights of 4 or 8 bits cannot be trained "
             "whole. Start from the model it was quantised from, or use the recipe qlora."
         )
+    if changes is None and base_of_adapters(spec, chosen, offline=job.offline):
+        # What is trained and saved are weights under their published names.
+        wanted["merge_adapter"] = True
     if options.device == "cpu":
         wanted["device"] = "cpu"
     model, processor = load_model(spec, chosen.model_copy(update=wanted), offline=job.offline)
     published = load_configuration(spec, chosen, offline=job.offline).dtype
     return model, processor, published if isinstance(published, torch.dtype) else None
+
+
+def _is_on_cpu(options: TrainingOptions, job: RecipeJob) -> bool:
+    """Whether the trainer is to be told to use no device; of several processes it must be, where there is none."""
+    import torch
+
+    return options.device == "cpu" or (job.processes > 1 and not torch.cuda.is_available())
 
 
 def empty_model(job: RecipeJob) -> PreTrainedModel:
@@ -227,7 +252,7 @@ def training_arguments(options: TrainingOptions, job: RecipeJob, schedule: Sched
         max_grad_norm=options.max_grad_norm,
         bf16=schedule.precision == "bf16",
         fp16=schedule.precision == "fp16",
-        use_cpu=options.device == "cpu",
+        use_cpu=_is_on_cpu(options, job),
         dataloader_pin_memory=options.device == "auto" and torch.cuda.is_available(),
         eval_strategy="steps" if job.validation else "no",
         eval_steps=schedule.evaluate_every,
@@ -247,6 +272,17 @@ def training_arguments(options: TrainingOptions, job: RecipeJob, schedule: Sched
         disable_tqdm=True,
         log_level="error",
     )
+
+
+def _shared_arguments(options: TrainingOptions, job: RecipeJob, schedule: Schedule) -> TrainingArguments:
+    """`training_arguments`, which bring the processes together. Raises `UserError` where not all of them came."""
+    arguments = training_arguments(options, job, schedule)
+    if arguments.world_size != job.processes:
+        raise UserError(
+            f"{job.processes} process(es) were announced by WORLD_SIZE, and the trainer found {arguments.world_size}. "
+            "Start them with torchrun --nproc_per_node N -m mhe.cli.main tune …"
+        )
+    return arguments
 
 
 def train(
@@ -269,7 +305,7 @@ def train(
     set_seed(job.seed)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    found = watching.last_save(job.folder)
+    found = watching.last_save(job.folder, remove_halves=not job.process)
     saves = watching.WholeSaves(found[1] if found else 0.0)
     questions = getattr(options, "questions_per_row", 1)
     gradients = watching.GradientWatch()
@@ -277,7 +313,7 @@ def train(
         job.train,
         options.warmup if options.scheduler == "one_cycle" else None,
         model=model,
-        args=training_arguments(options, job, schedule),
+        args=_shared_arguments(options, job, schedule),
         data_collator=RowCollator(processor, context_of(model.config)),
         train_dataset=Rows(job.train, questions, job.seed),
         eval_dataset=Rows(job.validation, questions, job.seed) if job.validation else None,
@@ -285,7 +321,7 @@ def train(
             watching.BestKeeper(job.folder, options.patience, schedule.steps),
             saves,
             gradients,
-            watching.Reporter(job.report, options.batch_size * options.gradient_accumulation),
+            watching.Reporter(job.report, examples_a_step(options, job)),
             *callbacks,
         ],
     )
@@ -304,7 +340,7 @@ def train(
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise UserError(_what_to_lower(options, error)) from None
+            raise UserError(what_to_lower(options, error)) from None
         raise
     return trainer, saves
 
@@ -321,29 +357,6 @@ def choose_weights(trainer: WatchedTrainer, options: TrainingOptions, job: Recip
     return f"weights of step {best['step']:.0f} of {steps}, with the lowest validation loss, {best['loss']:.4f}"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that host or device memory ran out."""
-    import torch
-
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
-
-
-def _what_to_lower(options: TrainingOptions, error: BaseException) -> str:
-    ways = []
-    if options.batch_size > 1:
-        half = options.batch_size // 2
-        twice = options.gradient_accumulation * 2
-        ways.append(f"--set batch_size={half} --set gradient_accumulation={twice} (same result but for rounding)")
-    if not options.gradient_checkpointing:
-        ways.append("--set gradient_checkpointing=true (slower)")
-    ways.append("--set vision=frozen (fewer weights trained)")
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"memory ran out: {reason}\nLower one of:\n" + "\n".join(f"  {way}" for way in ways)
-
-
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars of transformers while ours is shown."""
@@ -356,16 +369,3 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         if was_on:
             logging.enable_progress_bar()
-
-
-def peak_host_bytes() -> int:
-    """Most memory this process ever held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def peak_device_bytes() -> int | None:
-    """Most memory ever allocated on the CUDA device; None without one."""
-    import torch
-
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

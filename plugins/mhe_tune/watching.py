@@ -115,6 +115,9 @@ class WatchedTrainer(Trainer):
         The parent writes the published names and reads them back without translating, which loads nothing and says
         nothing; and frozen weights need no saving.
         """
+        if not self.is_world_process_zero():
+            # The parent asks every process.
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         write_trained(self.own_model, folder / TRAINED_WEIGHTS)
@@ -129,6 +132,10 @@ class WatchedTrainer(Trainer):
         unwrapped: torch.nn.Module = self.accelerator.unwrap_model(self.model)
         return unwrapped
 
+    def _whose(self) -> str:
+        count = self.accelerator.num_processes
+        return f"process {self.accelerator.process_index} of {count}: " if count > 1 else ""
+
     def stop_for(self, what: str, value: float) -> None:
         """Raise `LossNotFiniteError` with step, samples, and what is kept."""
         ids = [self._examples[number].sample.id for number in self._batch]
@@ -140,9 +147,9 @@ class WatchedTrainer(Trainer):
             else "No validation had been reached, so nothing is kept."
         )
         raise LossNotFiniteError(
-            f"{what} is {value} at step {self.state.global_step + 1}, on the samples {', '.join(ids[:8])}"
-            f"{', …' if len(ids) > 8 else ''}. {last} Lower learning_rate or max_grad_norm, raise warmup, or use "
-            "dtype=fp32."
+            f"{self._whose()}{what} is {value} at step {self.state.global_step + 1}, "
+            f"on the samples {', '.join(ids[:8])}{', …' if len(ids) > 8 else ''}. {last} "
+            "Lower learning_rate or max_grad_norm, raise warmup, or use dtype=fp32."
         )
 
 
@@ -186,7 +193,7 @@ class BestKeeper(TrainerCallback):
     ) -> None:
         """Keep what is better than anything before; count what is not."""
         losses = validation_losses(state.log_history)
-        if losses and losses[-1][1] <= min(loss for _, loss in losses):
+        if state.is_world_process_zero and losses and losses[-1][1] <= min(loss for _, loss in losses):
             keep_best(extra["model"], self._folder, {"step": losses[-1][0], "loss": losses[-1][1]})  # type: ignore[arg-type]
         if is_out_of_patience(losses, self._patience):
             control.should_training_stop = True
@@ -205,7 +212,12 @@ class WholeSaves(TrainerCallback):
         return time.monotonic() - self._start
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: object) -> None:
-        """Write the mark."""
+        """Write the mark, when every process has written what is its own."""
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         write_whole(folder / WHOLE_MARK, json.dumps({"seconds": self.seconds}).encode())
 
@@ -303,15 +315,15 @@ def best_note(folder: Path) -> dict[str, float] | None:
     return note
 
 
-def last_save(folder: Path) -> tuple[Path, float] | None:
-    """The latest whole save and the seconds spent up to it; halves that a kill left are removed."""
+def last_save(folder: Path, *, remove_halves: bool = True) -> tuple[Path, float] | None:
+    """The latest whole save and the seconds spent up to it; halves that a kill left are removed, if asked."""
     import shutil
 
     whole: list[tuple[int, Path]] = []
     for path in folder.glob("checkpoint-*"):
         if (path / WHOLE_MARK).is_file():
             whole.append((int(path.name.rpartition("-")[2]), path))
-        else:
+        elif remove_halves:
             shutil.rmtree(path)
     if not whole:
         return None

@@ -6,12 +6,14 @@ Light until `load`: what is needed to find a run again (fingerprint, versions, o
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mhe import BackendDescription, Failure, MheError, ModelUnusableError, Response
 from mhe_hf import HfOptions, decode_answer, let_waiting_threads_sleep, library_version, load_processor, shown_prompt
+from mhe_vllm.adapter_sets import find_set, write_renamed
 from mhe_vllm.engine import Engine, vllm_version
 from mhe_vllm.options import VllmOptions
 from mhe_vllm.weights import count_parameters, find_folder, fingerprint
@@ -46,6 +48,7 @@ class VllmBackend:
         self._context = context
         self._description: BackendDescription | None = None
         self._engine: Engine | None = None
+        self._renamed: tempfile.TemporaryDirectory[str] | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._prompts: PromptMaker | None = None
         self._submitted = 0
@@ -79,6 +82,10 @@ class VllmBackend:
         self._tokenizer = processor.tokenizer
         self._prompts = PromptMaker(processor)
         adapter = None if self._options.adapter is None else Path(self._options.adapter).expanduser()
+        of_set = find_set(self._spec, offline=self._context.offline)
+        if of_set is not None:
+            self._renamed = tempfile.TemporaryDirectory(prefix="mhe-adapter-")
+            adapter = write_renamed(of_set, Path(self._renamed.name))
         try:
             self._engine = Engine(folder, self._options, adapter)
         except MheError:
@@ -108,7 +115,7 @@ class VllmBackend:
         return shown_prompt(self._open_processor(find_folder(self._spec, offline=self._context.offline)), request)
 
     def _refusal(self, error: Exception) -> str:
-        hint = ""
+        hint = "\nIf this vLLM does not have the architecture, transformers may: --backend hf"
         if "not supported" in str(error) and "rchitecture" in str(error):
             hint = "\nThis vLLM does not have the architecture: use --backend hf."
         return f"model {self._spec.name}: vLLM cannot load it: {type(error).__name__}: {str(error).strip()}{hint}"
@@ -249,6 +256,9 @@ class VllmBackend:
         if self._engine is not None:
             self._engine.close()
             self._engine = self._tokenizer = self._prompts = None
+        if self._renamed is not None:
+            self._renamed.cleanup()
+            self._renamed = None
 
 
 def _sampling(request: Request) -> Any:  # noqa: ANN401 - a class of vLLM

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mhe import Fingerprint, ModelUnusableError, digest_of, fingerprint_folder
-from mhe_hf import check_folder, find_location, fingerprint_of
+from mhe_hf import HfOptions, check_folder, find_location, find_parts, fingerprint_of, fingerprint_parts
+from mhe_vllm.adapter_sets import find_set
 
 if TYPE_CHECKING:
     from mhe import ModelSpec
@@ -19,6 +20,12 @@ NEEDED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py"
 
 def fingerprint(spec: ModelSpec, options: VllmOptions, *, offline: bool) -> Fingerprint:
     """Which weights exactly, the adapter's among them. Raises `ModelUnusableError`."""
+    if find_set(spec, offline=offline) is not None:
+        if options.adapter is not None:
+            raise ModelUnusableError(
+                f"model {spec.name} is an adapter itself, and vLLM applies one: leave out --set backend.adapter."
+            )
+        return fingerprint_parts(find_parts(spec, HfOptions(), offline=offline), 0)
     location = find_location(spec, offline=offline)
     if options.adapter is None:
         return fingerprint_of(location)
@@ -34,8 +41,12 @@ def fingerprint(spec: ModelSpec, options: VllmOptions, *, offline: bool) -> Fing
 
 
 def find_folder(spec: ModelSpec, *, offline: bool) -> Path:
-    """The folder with the model's files, fetched from the hub where it is a hub model. Raises `ModelUnusableError`."""
-    location = find_location(spec, offline=offline)
+    """The folder with the model's files, of a checkpoint of adapters those of its base.
+
+    Fetched from the hub where it is a hub model. Raises `ModelUnusableError`.
+    """
+    of_set = find_set(spec, offline=offline)
+    location = find_location(spec if of_set is None else of_set.base, offline=offline)
     folder = location.folder
     if folder is None:
         from huggingface_hub import snapshot_download

@@ -105,6 +105,7 @@ def _model_rows(catalog: Catalog) -> list[Row]:
             "from": origin,
             "backend": spec.backend,
             "location": f"{spec.location}@{spec.revision[:12]}" if spec.revision else spec.location,
+            "tiny twin": spec.tiny_twin,
             "summary": spec.summary,
         }
         for name, origin, spec in found
@@ -253,7 +254,7 @@ def show_tasks(
 _make_list(
     "models",
     "model",
-    ("name", "from", "backend", "location", "summary"),
+    ("name", "from", "backend", "location", "tiny twin", "summary"),
     _model_rows,
     completion.complete_model,
     "Registered models, and checkpoints made here.",

@@ -1,0 +1,52 @@
+"""Memory of a training: how much it took, how much it is said to take, and what to lower where it runs out."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mhe_tune.options import TrainingOptions
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that host or device memory ran out."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+
+
+def what_to_lower(options: TrainingOptions, error: BaseException) -> str:
+    """The error in plain words, with settings that need less memory."""
+    ways = []
+    if options.batch_size > 1:
+        half = options.batch_size // 2
+        twice = options.gradient_accumulation * 2
+        ways.append(f"--set batch_size={half} --set gradient_accumulation={twice} (same result but for rounding)")
+    if not options.gradient_checkpointing:
+        ways.append("--set gradient_checkpointing=true (slower)")
+    ways.append("--set vision=frozen (fewer weights trained)")
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"memory ran out: {reason}\nLower one of:\n" + "\n".join(f"  {way}" for way in ways)
+
+
+def readable_size(number: float) -> str:
+    """Bytes as MiB, from one GiB on as GiB."""
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.2f} MiB"
+
+
+def peak_host_bytes() -> int:
+    """Most memory this process ever held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_device_bytes() -> int | None:
+    """Most memory ever allocated on the CUDA device; None without one."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
