@@ -66,6 +66,7 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/python -m mhe.cli.reference --check
 	$(BIN)/python tests/backend_table.py --check
+	$(BIN)/python -m mhe_tune.mile_shares --check
 	$(BIN)/mhe board check
 
 bench: $(VENV)/.test $(if $(VLLM),$(VENV_VLLM)/.test)
@@ -75,6 +76,7 @@ bench: $(VENV)/.test $(if $(VLLM),$(VENV_VLLM)/.test)
 docs: $(VENV)/.test
 	$(BIN)/python -m mhe.cli.reference
 	$(BIN)/python tests/backend_table.py
+	$(BIN)/python -m mhe_tune.mile_shares
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

@@ -49,6 +49,10 @@ def find_set(spec: ModelSpec, *, offline: bool) -> SetAdapter | None:
             "language model.\nUse --backend hf."
         )
     (adapter,) = parts.adapters
+    if adapter.kind != "peft":
+        raise ModelUnusableError(
+            f"model {spec.name}: its adapter is a learned {adapter.kind}, which vLLM cannot apply.\nUse --backend hf."
+        )
     base = spec.model_copy(update={"location": parts.adapter_set.base, "revision": parts.adapter_set.revision})
     return SetAdapter(base, adapter.folder, adapter.module)
 
