@@ -155,6 +155,8 @@ def loss_of_turn(learner, lesson, prompt, answer):
         said = torch.tensor([[tokenizer.bos_token_id, *words, tokenizer.sep_token_id]])
         labels = said.clone()
         labels[:, 0] = IGNORED
+        # It is asked the bare question, which stands in the first line of the task's prompt; a caption's prompt whole.
+        prompt = prompt if answer == lesson.caption else prompt.split("\n")[0]
         return model(**tokenizer(prompt, return_tensors="pt"), **pixels, decoder_input_ids=said, labels=labels).loss
     if kind == "BlipForConditionalGeneration":
         said = torch.tensor([[tokenizer.bos_token_id, *words, tokenizer.sep_token_id]])
