@@ -690,4 +690,5 @@ def test_a_task_without_its_images_loses_nothing_else(files, clip, call, there):
 def test_nothing_warns(clip, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        make(clip, tmp_path).statistics(make_cases(), PLAIN)
+        rows = make(clip, tmp_path).statistics(make_cases(), PLAIN)
+    assert len(rows) == len(make_cases())

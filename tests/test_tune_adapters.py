@@ -39,21 +39,6 @@ def catalog():
 
 
 @pytest.fixture(scope="module")
-def twins(tmp_path_factory):
-    """A random twin by name, built once."""
-    from mhe_tiny.build import build_folder
-
-    root = tmp_path_factory.mktemp("twins")
-
-    def find(name):
-        if not (root / name).is_dir():
-            build_folder(name, root / name)
-        return root / name
-
-    return find
-
-
-@pytest.fixture(scope="module")
 def release(tmp_path_factory):
     return tune_cases.write_release(tmp_path_factory.mktemp("release") / "vqa_rad", images=6)
 
@@ -87,8 +72,8 @@ def own_weights(model) -> dict:
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_base_keeps_every_bit_and_the_adapters_move(catalog, twins, place, name, recipe):
-    base = twins(name)
+def test_the_base_keeps_every_bit_and_the_adapters_move(catalog, random_twins, place, name, recipe):
+    base = random_twins(name)
     # bitsandbytes on a CPU takes widths that are multiples of 64, as all published models have; this ViT's is 96.
     only = {"quantized_modules": ["language"]} if recipe == "qlora" and name == "tiny-qwen2-vl" else {}
     done = run_step(catalog, adapter_step(base, recipe, **only), place)
@@ -113,11 +98,11 @@ def test_the_base_keeps_every_bit_and_the_adapters_move(catalog, twins, place, n
 
 @pytest.mark.parametrize("recipe", ["lora", "dora", "ia3"])
 @pytest.mark.parametrize("name", ["tiny-llava", "tiny-blip-vqa", "tiny-mllama"])
-def test_plain_peft_loads_each_modules_adapter(catalog, twins, place, name, recipe):
+def test_plain_peft_loads_each_modules_adapter(catalog, random_twins, place, name, recipe):
     """On the sub-module that adapters.json names, with no code of ours, and the logits are those of our loading."""
     from peft import PeftModel
 
-    base = twins(name)
+    base = random_twins(name)
     modules = {"vision": "adapter", "fusion": "adapter", "language": "adapter"}
     targets = {"fusion_targets": ["q_proj", "v_proj"]} if name == "tiny-mllama" and recipe != "ia3" else {}
     done = run_step(catalog, adapter_step(base, recipe, **modules, **targets), place)
@@ -155,8 +140,8 @@ def merge(model):
     return model
 
 
-def test_a_module_trained_whole_is_saved_beside_the_adapters(catalog, twins, place):
-    base = twins("tiny-llava")
+def test_a_module_trained_whole_is_saved_beside_the_adapters(catalog, random_twins, place):
+    base = random_twins("tiny-llava")
     done = run_step(catalog, adapter_step(base, "lora", fusion="full", vision="adapter"), place)
     model, _ = load(done.model)
     untouched, _ = load(tune_cases.model_at(base))
@@ -166,8 +151,8 @@ def test_a_module_trained_whole_is_saved_beside_the_adapters(catalog, twins, pla
     assert done.checkpoint.loads_in == ("transformers", "peft")
 
 
-def test_the_fingerprint_covers_base_and_adapter(catalog, twins, place, tmp_path):
-    base = shutil.copytree(twins("tiny-llava"), tmp_path / "base")
+def test_the_fingerprint_covers_base_and_adapter(catalog, random_twins, place, tmp_path):
+    base = shutil.copytree(random_twins("tiny-llava"), tmp_path / "base")
     done = run_step(catalog, adapter_step(base, "lora"), place)
     factory = catalog.backend("hf")
 
@@ -182,19 +167,19 @@ def test_the_fingerprint_covers_base_and_adapter(catalog, twins, place, tmp_path
         describe()
 
 
-def test_a_tuned_name_is_found_and_evaluated(catalog, twins, place):
-    run_step(catalog, adapter_step(twins("tiny-llava"), "lora", name="my-lora"), place)
+def test_a_tuned_name_is_found_and_evaluated(catalog, random_twins, place):
+    run_step(catalog, adapter_step(random_twins("tiny-llava"), "lora", name="my-lora"), place)
     spec = resolve_model("my-lora", catalog, checkpoints_dir=place.directory)
     model, processor = load(spec)
     assert processor.tokenizer is not None
     assert sum("lora_A" in name for name, _ in model.named_parameters()) == 3 * 7
 
 
-def test_the_same_seed_gives_the_same_bytes(catalog, twins, release, tmp_path):
+def test_the_same_seed_gives_the_same_bytes(catalog, random_twins, release, tmp_path):
     found = []
     for number in (1, 2):
         where = tune_cases.place_at(tmp_path / str(number), release)
-        done = run_step(catalog, adapter_step(twins("tiny-llava"), "lora", dropout=0.1), where)
+        done = run_step(catalog, adapter_step(random_twins("tiny-llava"), "lora", dropout=0.1), where)
         found.append((done.folder / "model" / "language" / "adapter_model.safetensors").read_bytes())
     assert found[0] == found[1]
 
@@ -266,9 +251,9 @@ def test_miles_shares(catalog, recipe, preset, share):
         ({"preset": "llava16-lara"}, "Did you mean llava16-lora"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_before_anything_is_loaded(catalog, twins, place, settings, told):
+def test_settings_that_cannot_be_are_refused_before_anything_is_loaded(catalog, random_twins, place, settings, told):
     with pytest.raises(DocumentError) as found:
-        plan_step(catalog, adapter_step(twins("tiny-llava"), "lora", **settings), place)
+        plan_step(catalog, adapter_step(random_twins("tiny-llava"), "lora", **settings), place)
     assert told in str(found.value)
 
 
@@ -282,14 +267,14 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_loaded(catalog, 
         ({"language": "frozen"}, "nothing for an adapter recipe to do"),
     ],
 )
-def test_a_target_that_matches_nothing_names_what_there_is(catalog, twins, place, settings, told):
-    plan = plan_step(catalog, adapter_step(twins("tiny-llava"), "lora", **settings), place)
+def test_a_target_that_matches_nothing_names_what_there_is(catalog, random_twins, place, settings, told):
+    plan = plan_step(catalog, adapter_step(random_twins("tiny-llava"), "lora", **settings), place)
     with pytest.raises(UserError) as found:
         preview_step(catalog, plan, place)
     assert told in str(found.value)
 
 
-def test_gradients_are_the_same_after_a_validation(catalog, twins):
+def test_gradients_are_the_same_after_a_validation(catalog, random_twins):
     """bitsandbytes repacks 4-bit weights when a CPU with bfloat16 evaluates, and repacked layers have no gradient."""
     from peft import LoraConfig
 
@@ -298,7 +283,7 @@ def test_gradients_are_the_same_after_a_validation(catalog, twins):
     from mhe_tune.adapter_training import _keep_gradients
 
     model, processor = load_model(
-        tune_cases.model_at(twins("tiny-llava")), HfOptions(quantization="nf4", dtype="float32"), offline=True
+        tune_cases.model_at(random_twins("tiny-llava")), HfOptions(quantization="nf4", dtype="float32"), offline=True
     )
     _keep_gradients(model)
     names = [f"model.language_model.layers.{number}.self_attn.q_proj" for number in range(3)]
@@ -325,6 +310,6 @@ def test_gradients_are_the_same_after_a_validation(catalog, twins):
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_a_quantised_module_cannot_be_trained_whole(catalog, twins, place):
+def test_a_quantised_module_cannot_be_trained_whole(catalog, random_twins, place):
     with pytest.raises(DocumentError, match="weights of few bits cannot be trained"):
-        plan_step(catalog, adapter_step(twins("tiny-llava"), "qlora", fusion="full"), place)
+        plan_step(catalog, adapter_step(random_twins("tiny-llava"), "qlora", fusion="full"), place)

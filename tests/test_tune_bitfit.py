@@ -30,21 +30,6 @@ def catalog():
 
 
 @pytest.fixture(scope="module")
-def twins(tmp_path_factory):
-    """A random twin by name, built once."""
-    from mhe_tiny.build import build_folder
-
-    root = tmp_path_factory.mktemp("twins")
-
-    def find(name):
-        if not (root / name).is_dir():
-            build_folder(name, root / name)
-        return root / name
-
-    return find
-
-
-@pytest.fixture(scope="module")
 def release(tmp_path_factory):
     return tune_cases.write_release(tmp_path_factory.mktemp("release") / "vqa_rad", images=6)
 
@@ -80,8 +65,8 @@ def weights(folder):
         ("tiny-llava", {"vision": "biases", "language": "frozen", "fusion": "frozen"}, ("model.vision_tower.",)),
     ],
 )
-def test_biases_move_and_all_else_keeps_every_bit(catalog, twins, place, name, modules, places):
-    base = twins(name)
+def test_biases_move_and_all_else_keeps_every_bit(catalog, random_twins, place, name, modules, places):
+    base = random_twins(name)
     done = run_step(catalog, bitfit(base, **modules), place)
     losses = [entry["loss"] for entry in done.checkpoint.history if "loss" in entry]
     assert losses[-1] < losses[0], losses
@@ -97,8 +82,8 @@ def test_biases_move_and_all_else_keeps_every_bit(catalog, twins, place, name, m
     assert sum(trained.values()) < 0.05 * done.checkpoint.parameters
 
 
-def test_the_count_is_that_of_all_biases(catalog, twins, place):
-    base = twins("tiny-visiongpt2")
+def test_the_count_is_that_of_all_biases(catalog, random_twins, place):
+    base = random_twins("tiny-visiongpt2")
     step = bitfit(base, vision="biases", fusion="biases", language="biases")
     found = preview_step(catalog, plan_step(catalog, step, place), place)
     own = weights(base)
@@ -106,8 +91,8 @@ def test_the_count_is_that_of_all_biases(catalog, twins, place):
     assert found.parameters == sum(parameter.numel() for parameter in own.values())
 
 
-def test_a_module_trained_whole_beside_biases(catalog, twins, place):
-    base = twins("tiny-llava")
+def test_a_module_trained_whole_beside_biases(catalog, random_twins, place):
+    base = random_twins("tiny-llava")
     done = run_step(catalog, bitfit(base, vision="biases", fusion="full", language="frozen"), place)
     before, after = weights(base), weights(done.folder / "model")
     moved = {key for key in before if not torch.equal(before[key], after[key])}
@@ -116,19 +101,19 @@ def test_a_module_trained_whole_beside_biases(catalog, twins, place):
     assert not any("language_model" in key or "lm_head" in key for key in moved)
 
 
-def test_a_module_without_biases_is_refused_and_those_with_are_named(catalog, twins, place):
+def test_a_module_without_biases_is_refused_and_those_with_are_named(catalog, random_twins, place):
     with pytest.raises(UserError) as found:
-        preview_step(catalog, plan_step(catalog, bitfit(twins("tiny-llava")), place), place)
+        preview_step(catalog, plan_step(catalog, bitfit(random_twins("tiny-llava")), place), place)
     assert "language of this llava model has no biases" in str(found.value)
     assert "Modules with biases: vision, fusion." in str(found.value)
     assert "--set language=frozen --set vision=biases --set fusion=biases" in str(found.value)
 
 
-def test_nothing_to_train_and_unknown_words_are_errors(catalog, twins, place):
+def test_nothing_to_train_and_unknown_words_are_errors(catalog, random_twins, place):
     with pytest.raises(UserError, match="nothing would be trained"):
-        preview_step(catalog, plan_step(catalog, bitfit(twins("tiny-llava"), language="frozen"), place), place)
+        preview_step(catalog, plan_step(catalog, bitfit(random_twins("tiny-llava"), language="frozen"), place), place)
     with pytest.raises(DocumentError, match="'frozen', 'biases' or 'full'"):
-        plan_step(catalog, bitfit(twins("tiny-llava"), language="adapter"), place)
+        plan_step(catalog, bitfit(random_twins("tiny-llava"), language="adapter"), place)
 
 
 def test_a_table_of_position_biases_is_no_bias():

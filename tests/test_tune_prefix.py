@@ -43,21 +43,6 @@ def catalog():
 
 
 @pytest.fixture(scope="module")
-def twins(tmp_path_factory):
-    """A random twin by name, built once."""
-    from mhe_tiny.build import build_folder
-
-    root = tmp_path_factory.mktemp("twins")
-
-    def find(name):
-        if not (root / name).is_dir():
-            build_folder(name, root / name)
-        return root / name
-
-    return find
-
-
-@pytest.fixture(scope="module")
 def release(tmp_path_factory):
     return tune_cases.write_release(tmp_path_factory.mktemp("release") / "vqa_rad", images=6)
 
@@ -108,7 +93,7 @@ class Tuned:
 
 
 @pytest.fixture(scope="module")
-def tuned(catalog, twins, release, tmp_path_factory):
+def tuned(catalog, random_twins, release, tmp_path_factory):
     """A twin with a prefix on every module that has self-attention, trained once by recipe."""
     import mhe_tune.prefix_training
     from mhe_hf import take_prefixes
@@ -121,7 +106,7 @@ def tuned(catalog, twins, release, tmp_path_factory):
         seen = []
 
         def record(model):
-            processor = load(tune_cases.model_at(twins(name)))[1]
+            processor = load(tune_cases.model_at(random_twins(name)))[1]
             seen.append(first_logits(model.eval(), processor))
             take_prefixes(model)
 
@@ -129,7 +114,7 @@ def tuned(catalog, twins, release, tmp_path_factory):
         where = tune_cases.place_at(tmp_path_factory.mktemp("checkpoints"), release)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(mhe_tune.prefix_training, "take_prefixes", record)
-            done = run_step(catalog, prefix_step(twins(name), recipe, **modules), where)
+            done = run_step(catalog, prefix_step(random_twins(name), recipe, **modules), where)
         made[name, recipe] = Tuned(done, seen[0])
         return made[name, recipe]
 
@@ -141,7 +126,9 @@ def tuned(catalog, twins, release, tmp_path_factory):
 
 @pytest.mark.parametrize("name", TWINS)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_prefix_learns_the_base_keeps_every_bit_and_the_saved_model_is_the_trained_one(twins, tuned, name, recipe):
+def test_the_prefix_learns_the_base_keeps_every_bit_and_the_saved_model_is_the_trained_one(
+    random_twins, tuned, name, recipe
+):
     found = tuned(name, recipe)
     losses = [entry["loss"] for entry in found.done.checkpoint.history if "loss" in entry]
     assert losses[-1] < losses[0], losses
@@ -149,7 +136,7 @@ def test_the_prefix_learns_the_base_keeps_every_bit_and_the_saved_model_is_the_t
     assert found.done.checkpoint.loads_in == ()
     assert found.done.checkpoint.needs_class == "mhe_hf.KeysAndValues"
     model, processor = load(found.done.model)
-    untouched, _ = load(tune_cases.model_at(twins(name)))
+    untouched, _ = load(tune_cases.model_at(random_twins(name)))
     own = {key: value for key, value in model.named_parameters() if "learned_prefix" not in key}
     before = dict(untouched.named_parameters())
     assert own.keys() == before.keys()
@@ -181,8 +168,8 @@ def test_every_prefix_has_moved_from_where_it_started(catalog, place, tmp_path):
     assert float(drawn.std()) == pytest.approx(1, rel=0.05)
 
 
-def test_a_module_trained_whole_is_saved_beside_the_prefix(catalog, twins, place):
-    base = twins("tiny-llava")
+def test_a_module_trained_whole_is_saved_beside_the_prefix(catalog, random_twins, place):
+    base = random_twins("tiny-llava")
     done = run_step(catalog, prefix_step(base, "prefix", fusion="full"), place)
     model, _ = load(done.model)
     untouched, _ = load(tune_cases.model_at(base))
@@ -193,11 +180,11 @@ def test_a_module_trained_whole_is_saved_beside_the_prefix(catalog, twins, place
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_same_seed_gives_the_same_bytes(catalog, twins, release, tmp_path, recipe):
+def test_the_same_seed_gives_the_same_bytes(catalog, random_twins, release, tmp_path, recipe):
     found = []
     for number, seed in enumerate((0, 0, 1)):
         where = tune_cases.place_at(tmp_path / str(number), release)
-        step = replace(prefix_step(twins("tiny-visiongpt2"), recipe), seed=seed)
+        step = replace(prefix_step(random_twins("tiny-visiongpt2"), recipe), seed=seed)
         done = run_step(catalog, step, where)
         found.append((done.folder / "model" / "language" / "adapter_model.safetensors").read_bytes())
     assert found[0] == found[1] != found[2]
@@ -391,7 +378,7 @@ def test_attention_with_a_prefix_is_what_the_definition_says(tuned, name, path, 
 # ---------------------------------------------------------------- taken off, and where it does not belong
 
 
-def test_a_second_prefix_is_refused_and_one_taken_off_leaves_the_base(tuned, twins):
+def test_a_second_prefix_is_refused_and_one_taken_off_leaves_the_base(tuned, random_twins):
     from mhe_hf import KeysAndValues, put_prefix, take_prefixes
 
     for name, path, size in (
@@ -402,18 +389,18 @@ def test_a_second_prefix_is_refused_and_one_taken_off_leaves_the_base(tuned, twi
         with pytest.raises(ModelUnusableError, match="has a learned prefix already"):
             put_prefix(model, path, KeysAndValues(torch.zeros(size), torch.zeros(size)))
         take_prefixes(model)
-        untouched, _ = load(tune_cases.model_at(twins(name)))
+        untouched, _ = load(tune_cases.model_at(random_twins(name)))
         assert model.state_dict().keys() == untouched.state_dict().keys()
         assert torch.equal(first_logits(model, processor), first_logits(untouched, processor))
 
 
-def test_a_prefix_is_refused_where_it_does_not_belong(catalog, twins, tuned, tmp_path):
+def test_a_prefix_is_refused_where_it_does_not_belong(catalog, random_twins, tuned, tmp_path):
     done = tuned("tiny-llava").done
     folder = shutil.copytree(done.folder / "model", tmp_path / "model")
     spec = done.model.model_copy(update={"location": str(folder)})
     with pytest.raises(ModelUnusableError, match="no weights to merge into: leave merge_adapter=false"):
         load(spec, merge_adapter=True)
-    other = tune_cases.model_at(twins("tiny-llava-next"))
+    other = tune_cases.model_at(random_twins("tiny-llava-next"))
     alone = {"adapters": [{"folder": str(folder / "language"), "module": "model.language_model"}], "other_base": True}
     with pytest.raises(
         ModelUnusableError, match=r"wants keys and values of 4 heads of width 32, and got \(8, 30, 32\)"
@@ -429,10 +416,10 @@ def test_a_prefix_is_refused_where_it_does_not_belong(catalog, twins, tuned, tmp
         load(spec)
 
 
-def test_one_modules_prefix_can_be_put_on_its_base_alone(twins, tuned):
+def test_one_modules_prefix_can_be_put_on_its_base_alone(random_twins, tuned):
     """`adapters` names the folder and the sub-module, as for PEFT's adapters."""
     done = tuned("tiny-llava").done
-    base = tune_cases.model_at(twins("tiny-llava"))
+    base = tune_cases.model_at(random_twins("tiny-llava"))
     chosen = [{"folder": str(done.folder / "model" / m), "module": f"model.{path}"} for m, path in (
         ("language", "language_model"), ("vision", "vision_tower"),
     )]  # fmt: skip

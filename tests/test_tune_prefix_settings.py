@@ -23,21 +23,6 @@ def catalog():
 
 
 @pytest.fixture(scope="module")
-def twins(tmp_path_factory):
-    """A random twin by name, built once."""
-    from mhe_tiny.build import build_folder
-
-    root = tmp_path_factory.mktemp("twins")
-
-    def find(name):
-        if not (root / name).is_dir():
-            build_folder(name, root / name)
-        return root / name
-
-    return find
-
-
-@pytest.fixture(scope="module")
 def release(tmp_path_factory):
     return tune_cases.write_release(tmp_path_factory.mktemp("release") / "vqa_rad", images=6)
 
@@ -120,9 +105,11 @@ def test_mile_has_22_rows(catalog):
         ("ptuning-v2", {"preset": "mile-ptv2-fta"}, "Did you mean mile-ptv2-"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_before_anything_is_loaded(catalog, twins, place, recipe, settings, told):
+def test_settings_that_cannot_be_are_refused_before_anything_is_loaded(
+    catalog, random_twins, place, recipe, settings, told
+):
     with pytest.raises(DocumentError) as found:
-        plan_step(catalog, prefix_step(twins("tiny-llava"), recipe, **settings), place)
+        plan_step(catalog, prefix_step(random_twins("tiny-llava"), recipe, **settings), place)
     assert told in str(found.value)
 
 
@@ -135,17 +122,19 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_loaded(catalog, 
         ("tiny-llava", {"language": "frozen"}, "nothing for an adapter recipe to do"),
     ],
 )
-def test_a_module_without_self_attention_is_named_with_those_that_have(catalog, twins, place, name, settings, told):
-    plan = plan_step(catalog, prefix_step(twins(name), **settings), place)
+def test_a_module_without_self_attention_is_named_with_those_that_have(
+    catalog, random_twins, place, name, settings, told
+):
+    plan = plan_step(catalog, prefix_step(random_twins(name), **settings), place)
     with pytest.raises(UserError) as found:
         preview_step(catalog, plan, place)
     assert told in str(found.value)
 
 
-def test_attention_that_takes_no_prefix_is_refused(twins):
+def test_attention_that_takes_no_prefix_is_refused(random_twins):
     from mhe_hf import HfOptions, KeysAndValues, load_model, put_prefix
 
-    model, _ = load_model(tune_cases.model_at(twins("tiny-llava")), HfOptions(), offline=True)
+    model, _ = load_model(tune_cases.model_at(random_twins("tiny-llava")), HfOptions(), offline=True)
     name = "model.language_model.layers.0.self_attn"
     model.get_submodule(name).config._attn_implementation = "flex_attention"
     source = KeysAndValues(torch.zeros(8, 2, 32), torch.zeros(8, 2, 32))

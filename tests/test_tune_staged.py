@@ -298,8 +298,8 @@ def test_killed_in_any_stage_it_ends_in_the_same_bytes(tuned, catalog, base, rel
 # ---------------------------------------------------------------- every family
 
 
-@pytest.mark.parametrize("family", KINDS)
-def test_the_default_stages_fit_every_family(family, tmp_path):
+@pytest.mark.parametrize("family", [family for family in KINDS if family != "blip"])
+def test_the_default_stages_fit_every_family_with_a_fusion(family, tmp_path):
     model = model_of(KINDS[family](tmp_path / family))
     architecture = architecture_of(model.config.model_type)
     plan = plan_stages(model, StagedOptions().stages, 100, {})
@@ -315,6 +315,12 @@ def test_the_default_stages_fit_every_family(family, tmp_path):
     assert not [name for name in added if "embed" in name]
     assert plan.shares.trainable == plan.shares.parameters == sum(p.numel() for p in model.parameters())
     assert plan.ends == (20, 40, 60, 80, 100)
+
+
+def test_a_model_without_fusion_is_told_so(tmp_path):
+    model = model_of(KINDS["blip"](tmp_path / "blip"))
+    with pytest.raises(UserError, match="this blip model has no fusion module"):
+        plan_stages(model, StagedOptions().stages, 100, {})
 
 
 def test_steps_are_shared_out_in_order():
