@@ -103,7 +103,7 @@ def test_killed_and_continued_ends_in_the_same_bytes_with_dropout(tuned, catalog
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_adapter(catalog, base, place, monkeypatch, recipe):
     from safetensors.torch import load_file
 
-    from mhe_tune import watching
+    from mhe_hf.training import watching
 
     original = watching.Trainer.compute_loss
 
@@ -123,7 +123,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_adapter(catalog,
 
 @BOTH
 def test_full_memory_says_what_to_lower(catalog, base, place, monkeypatch, recipe):
-    from mhe_tune import watching
+    from mhe_hf.training import watching
 
     def full(*_arguments, **_more):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
@@ -154,7 +154,7 @@ def test_a_name_that_holds_another_result_is_kept_until_it_is_replaced(tuned, ca
 
 
 def test_a_full_disk_keeps_what_was_saved_before(tuned, catalog, base, place, monkeypatch):
-    from mhe_tune import watching
+    from mhe_hf.training import watching
 
     original = watching.write_whole
     room = [2]

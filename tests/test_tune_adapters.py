@@ -279,8 +279,8 @@ def test_gradients_are_the_same_after_a_validation(catalog, random_twins):
     from peft import LoraConfig
 
     from mhe_hf import HfOptions, load_model
-    from mhe_tune.adapter_sets import put_adapters
-    from mhe_tune.adapter_training import _keep_gradients
+    from mhe_hf.training.adapter_training import _keep_gradients
+    from mhe_hf.training.adapters import put_adapters
 
     model, processor = load_model(
         tune_cases.model_at(random_twins("tiny-llava")), HfOptions(quantization="nf4", dtype="float32"), offline=True

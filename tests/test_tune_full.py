@@ -154,7 +154,7 @@ def test_unknown_parameters_list_the_modules(base):
     from transformers import AutoModelForImageTextToText
 
     from mhe import Architecture
-    from mhe_tune.modules import set_trainable
+    from mhe_hf.training.modules import set_trainable
 
     model = AutoModelForImageTextToText.from_pretrained(base)
     table = {"llava": Architecture("llava", ("model.vision_tower",), (), ("lm_head",))}
@@ -222,7 +222,7 @@ def test_patience_ends_a_training_that_does_not_improve(catalog, base, place):
 
 
 def test_a_loss_that_is_no_number_stops_and_names_step_and_samples(catalog, base, place, monkeypatch):
-    from mhe_tune import watching
+    from mhe_hf.training import watching
 
     original = watching.Trainer.compute_loss
 
@@ -246,7 +246,7 @@ def test_broken_gradients_stop_before_the_step(catalog, base, place):
     "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory: 9 GB")]
 )
 def test_full_memory_says_what_to_lower(catalog, base, place, monkeypatch, error):
-    from mhe_tune import watching
+    from mhe_hf.training import watching
 
     def full(*_arguments, **_more):
         raise error
@@ -272,7 +272,7 @@ def test_a_quantised_base_is_refused(catalog, base, place):
 
 
 def test_questions_of_one_image_share_a_sequence(catalog, base, place):
-    from mhe_tune.batches import Rows, group_by_image
+    from mhe_hf.training.batches import Rows, group_by_image
 
     step = tune_cases.step_on(base, questions_per_row=2, max_steps=2)
     plan = plan_step(catalog, step, place)
@@ -287,7 +287,7 @@ def test_questions_of_one_image_share_a_sequence(catalog, base, place):
 
 def test_padded_rows_equal_the_processors_own_batch(catalog, base, place):
     from mhe_hf import collate_training, load_processor
-    from mhe_tune.batches import EXAMPLE_INDEX, RowCollator
+    from mhe_hf.training.batches import EXAMPLE_INDEX, RowCollator
 
     examples = plan_step(catalog, tune_cases.step_on(base), place).data.train[:5]
     processor = load_processor(tune_cases.model_at(base))
@@ -301,7 +301,7 @@ def test_padded_rows_equal_the_processors_own_batch(catalog, base, place):
 
 def test_a_row_beyond_the_context_is_divided(catalog, base, place):
     from mhe_hf import load_processor
-    from mhe_tune.batches import RowCollator
+    from mhe_hf.training.batches import RowCollator
 
     examples = plan_step(catalog, tune_cases.step_on(base), place).data.train
     pair = tuple(e for e in examples if e.request.images == examples[-1].request.images)

@@ -289,7 +289,7 @@ def test_what_was_drawn_lies_beside_the_weights(tuned):
 
 
 def test_the_model_is_trained_on_the_instructions(catalog, base, place, monkeypatch):
-    from mhe_tune import watching
+    from mhe_hf.training import watching
 
     plan = plan_step(catalog, step_on(base, max_steps=1), place)
     seen = []

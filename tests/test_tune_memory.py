@@ -53,7 +53,7 @@ def bytes_held(model, optimizer) -> int:
 
 @pytest.mark.parametrize("case", RECIPES)
 def test_the_estimate_is_what_is_held(base, release, tmp_path, monkeypatch, case):
-    from mhe_tune import watching
+    from mhe_hf.training import watching
 
     held = []
     original = watching.WatchedTrainer.train

@@ -160,7 +160,7 @@ def test_waiting_ends_with_the_first_process(monkeypatch):
 
 
 def test_a_recipe_for_one_process_is_refused_in_several(base, release, tmp_path, monkeypatch):
-    from mhe_tune.options import TrainingOptions
+    from mhe_hf.training.options import TrainingOptions
 
     monkeypatch.setattr(TrainingOptions, "may_share", False)
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -196,8 +196,8 @@ def test_accumulated_passes_weigh_as_one(family, catalog, base, release, tmp_pat
     from transformers import TrainingArguments
 
     from mhe_hf import HfOptions, load_model
-    from mhe_tune.batches import RowCollator
-    from mhe_tune.watching import WatchedTrainer
+    from mhe_hf.training.batches import RowCollator
+    from mhe_hf.training.watching import WatchedTrainer
 
     folder = base if family == "visiongpt2" else KINDS[family](tmp_path / family)
     examples = plan_step(catalog, staged(base), tune_cases.place_at(tmp_path / "c", release)).data.train
@@ -248,7 +248,7 @@ def test_a_rise_of_exactly_one_step(base, tmp_path):
     """A division by zero in torch itself."""
     from transformers import TrainingArguments
 
-    from mhe_tune.watching import WatchedTrainer
+    from mhe_hf.training.watching import WatchedTrainer
 
     with pytest.raises(ZeroDivisionError):
         one_cycle(1e-3, 4, 0.25)

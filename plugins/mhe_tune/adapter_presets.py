@@ -1,4 +1,4 @@
-"""Presets of the adapter recipes: the papers' values, chosen by `--set preset=NAME`; see `mhe_tune.presets`."""
+"""Presets of the adapter recipes: the papers' values, chosen by `--set preset=NAME`; see `mhe_hf.training.presets`."""
 
 from __future__ import annotations
 

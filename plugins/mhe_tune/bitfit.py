@@ -21,9 +21,7 @@ from pydantic import Field
 
 from mhe import UserError
 from mhe_hf import MODULES, architecture_of, save_published
-from mhe_tune.modules import Shares, check_homes
-from mhe_tune.options import TrainingOptions
-from mhe_tune.training import (
+from mhe_hf.training.fitting import (
     empty_model,
     fit,
     load_base,
@@ -33,6 +31,8 @@ from mhe_tune.training import (
     quiet_transformers,
     result_of,
 )
+from mhe_hf.training.modules import Shares, check_homes
+from mhe_hf.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from mhe_hf import save_published
-from mhe_tune.modules import Treatment, set_trainable
-from mhe_tune.options import TrainingOptions
-from mhe_tune.training import (
+from mhe_hf.training.fitting import (
     empty_model,
     fit,
     load_base,
@@ -31,6 +29,8 @@ from mhe_tune.training import (
     quiet_transformers,
     result_of,
 )
+from mhe_hf.training.modules import Treatment, set_trainable
+from mhe_hf.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mhe import UserError
 from mhe_hf import MODULES, architecture_of
+from mhe_hf.training.adapter_training import train_adapters
+from mhe_hf.training.adapters import AdapterTreatment
+from mhe_hf.training.options import TrainingOptions
+from mhe_hf.training.targets import ends_with, last_names, linear_layers
 from mhe_tune.adapter_presets import IA3_PRESETS
-from mhe_tune.adapter_sets import AdapterTreatment
-from mhe_tune.adapter_training import train_adapters
-from mhe_tune.options import TrainingOptions
-from mhe_tune.targets import ends_with, last_names, linear_layers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

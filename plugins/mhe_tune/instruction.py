@@ -26,11 +26,7 @@ from pydantic import Field, FilePath, PlainSerializer
 
 from mhe import Preset, UserError, file_digest
 from mhe_hf import save_published
-from mhe_tune.instructions import draw_instructions, instructed, instruction_lines, read_instructions
-from mhe_tune.modules import Treatment, set_trainable
-from mhe_tune.options import TrainingOptions
-from mhe_tune.presets import INSTRUCTION_PRESETS
-from mhe_tune.training import (
+from mhe_hf.training.fitting import (
     empty_model,
     fit,
     load_base,
@@ -40,6 +36,10 @@ from mhe_tune.training import (
     quiet_transformers,
     result_of,
 )
+from mhe_hf.training.modules import Treatment, set_trainable
+from mhe_hf.training.options import TrainingOptions
+from mhe_tune.instructions import draw_instructions, instructed, instruction_lines, read_instructions
+from mhe_tune.presets import INSTRUCTION_PRESETS
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -1,7 +1,7 @@
 """What the recipes whose trained weights are keys and values before attention have in common: `prefix`, `ptuning-v2`.
 
 Each recipe's own file says where keys and values come from; how vision, fusion and language are treated, trained and
-saved is here. The result is laid out as `mhe_tune.adapter_sets` says, with learned prefixes (`mhe_hf.prefixes`) in
+saved is here. The result is laid out as `mhe_hf.training.adapters` says, with learned prefixes (`mhe_hf.prefixes`) in
 the place of PEFT's adapters.
 """
 
@@ -23,11 +23,9 @@ from mhe_hf import (
     take_prefixes,
     write_prefix,
 )
-from mhe_tune.adapter_sets import nothing_to_adapt, thaw, write_set
-from mhe_tune.adapter_training import frozen_bytes, frozen_dtype, refuse_adapted_base, treatments_of
-from mhe_tune.modules import check_homes
-from mhe_tune.targets import common_root
-from mhe_tune.training import (
+from mhe_hf.training.adapter_training import frozen_bytes, frozen_dtype, refuse_adapted_base, treatments_of
+from mhe_hf.training.adapters import nothing_to_adapt, thaw, write_set
+from mhe_hf.training.fitting import (
     empty_model,
     fit,
     load_base,
@@ -37,6 +35,8 @@ from mhe_tune.training import (
     quiet_transformers,
     result_of,
 )
+from mhe_hf.training.modules import check_homes
+from mhe_hf.training.targets import common_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
     from mhe import Architecture, RecipeJob, RecipeResult
     from mhe_hf import AttentionShape
-    from mhe_tune.adapter_sets import AdapterTreatment
-    from mhe_tune.modules import Shares
-    from mhe_tune.options import TrainingOptions
+    from mhe_hf.training.adapters import AdapterTreatment
+    from mhe_hf.training.modules import Shares
+    from mhe_hf.training.options import TrainingOptions
 
     MakeSources = Callable[[Sequence[AttentionShape]], Sequence[torch.nn.Module]]
     """From the shapes of a module's attention layers to what makes their keys and values, in that order."""

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from mhe_hf.training.adapters import AdapterTreatment
+from mhe_hf.training.options import TrainingOptions
 from mhe_tune.adapter_presets import PTUNING_V2_PRESETS
-from mhe_tune.adapter_sets import AdapterTreatment
-from mhe_tune.options import TrainingOptions
 from mhe_tune.prefix_training import train_prefixes
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from mhe_hf.training.adapter_training import train_adapters
+from mhe_hf.training.adapters import AdapterTreatment
+from mhe_hf.training.options import TrainingOptions
+from mhe_hf.training.targets import ALL
 from mhe_tune.adapter_presets import QLORA_PRESETS
-from mhe_tune.adapter_sets import AdapterTreatment
-from mhe_tune.adapter_training import train_adapters
-from mhe_tune.options import TrainingOptions
-from mhe_tune.targets import ALL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

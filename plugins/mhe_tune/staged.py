@@ -25,10 +25,7 @@ from pydantic import Field
 
 from mhe import Preset
 from mhe_hf import save_published
-from mhe_tune.options import TrainingOptions
-from mhe_tune.presets import STAGED_PRESETS
-from mhe_tune.stages import Stage, plan_stages
-from mhe_tune.training import (
+from mhe_hf.training.fitting import (
     empty_model,
     fit,
     load_base,
@@ -38,6 +35,9 @@ from mhe_tune.training import (
     quiet_transformers,
     result_of,
 )
+from mhe_hf.training.options import TrainingOptions
+from mhe_tune.presets import STAGED_PRESETS
+from mhe_tune.stages import Stage, plan_stages
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -86,8 +86,8 @@ class StagedRecipe:
             plan = plan_stages(empty_model(job), self.options.stages, schedule.steps, job.architectures)
             needed = 4 * plan.shares.parameters + 12 * plan.shares.trainable
             return preview_of(job, plan.shares, schedule, needed, notes=plan.lines)
+        from mhe_hf.training.watching import validation_losses
         from mhe_tune.stage_keeper import StageKeeper
-        from mhe_tune.watching import validation_losses
 
         with quiet_transformers():
             model, processor, own_dtype = load_base(self.options, job)

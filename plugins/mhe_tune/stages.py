@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from mhe import Part, UserError
 from mhe_hf import MODULES, architecture_of, module_of
-from mhe_tune.modules import Shares, set_trainable
+from mhe_hf.training.modules import Shares, set_trainable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

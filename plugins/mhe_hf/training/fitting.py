@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mhe import RecipeResult, ShareDoneError, UserError
 from mhe_hf import HfOptions, base_of_adapters, load_configuration, load_model
 from mhe_hf import empty_model as model_without_weights
-from mhe_tune.memory import is_out_of_memory, peak_device_bytes, peak_host_bytes, readable_size, what_to_lower
+from mhe_hf.training.memory import is_out_of_memory, peak_device_bytes, peak_host_bytes, readable_size, what_to_lower
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainingArguments
 
     from mhe import RecipeJob
-    from mhe_tune.modules import Shares
-    from mhe_tune.options import TrainingOptions
-    from mhe_tune.watching import WatchedTrainer, WholeSaves
+    from mhe_hf.training.modules import Shares
+    from mhe_hf.training.options import TrainingOptions
+    from mhe_hf.training.watching import WatchedTrainer, WholeSaves
 
 HISTORY_KEYS = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
 
@@ -83,7 +83,7 @@ def result_of(
     notes: Sequence[str] = (),
 ) -> RecipeResult:
     """The result of a training whose weights lie in `job.folder / "model"`; draws the learning curve beside it."""
-    from mhe_tune.curves import draw_curve
+    from mhe_hf.training.curves import draw_curve
 
     state = fitted.trainer.state
     history = [
@@ -134,7 +134,7 @@ def preview_of(
 
 def plan_schedule(options: TrainingOptions, job: RecipeJob) -> Schedule:
     """Steps and precision. Raises `UserError` where there is nothing to train on."""
-    from mhe_tune.batches import Rows
+    from mhe_hf.training.batches import Rows
 
     if not job.train:
         raise UserError("this recipe trains, and no training data was given: name a task with --task.")
@@ -299,8 +299,8 @@ def train(
     """
     from transformers import PrinterCallback, TrainerState, set_seed
 
-    from mhe_tune import watching
-    from mhe_tune.batches import RowCollator, Rows, context_of
+    from mhe_hf.training import watching
+    from mhe_hf.training.batches import RowCollator, Rows, context_of
 
     set_seed(job.seed)
     if options.gradient_checkpointing:
@@ -347,7 +347,7 @@ def train(
 
 def choose_weights(trainer: WatchedTrainer, options: TrainingOptions, job: RecipeJob) -> str:
     """Put the weights of the lowest validation loss into the model, where those are wanted; says which they are."""
-    from mhe_tune.watching import BEST_WEIGHTS, best_note, load_trained
+    from mhe_hf.training.watching import BEST_WEIGHTS, best_note, load_trained
 
     best = best_note(job.folder)
     steps = trainer.state.global_step

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mhe import UserError
 from mhe_hf import MODULES, architecture_of, module_of, parameter_size, save_published
-from mhe_tune.modules import Shares, check_homes
-from mhe_tune.targets import common_root
+from mhe_hf.training.modules import Shares, check_homes
+from mhe_hf.training.targets import common_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

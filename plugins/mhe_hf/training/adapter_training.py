@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from mhe import UserError
 from mhe_hf import MODULES, HfOptions, base_of_adapters
-from mhe_tune.adapter_sets import put_adapters, save_adapters
-from mhe_tune.targets import choose_targets, linear_layers
-from mhe_tune.training import (
+from mhe_hf.training.adapters import put_adapters, save_adapters
+from mhe_hf.training.fitting import (
     empty_model,
     fit,
     load_base,
@@ -21,6 +20,7 @@ from mhe_tune.training import (
     quiet_transformers,
     result_of,
 )
+from mhe_hf.training.targets import choose_targets, linear_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from mhe import Architecture, RecipeJob, RecipeResult
-    from mhe_tune.adapter_sets import AdapterSet, AdapterTreatment
-    from mhe_tune.options import TrainingOptions
-    from mhe_tune.training import Schedule
+    from mhe_hf.training.adapters import AdapterSet, AdapterTreatment
+    from mhe_hf.training.fitting import Schedule
+    from mhe_hf.training.options import TrainingOptions
 
     MakeConfig = Callable[[PreTrainedModel, Mapping[str, Sequence[str]]], LoraConfig | IA3Config]
     """From the model and its chosen layers, by module, to PEFT's configuration."""

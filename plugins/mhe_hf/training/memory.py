@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mhe_tune.options import TrainingOptions
+    from mhe_hf.training.options import TrainingOptions
 
 
 def is_out_of_memory(error: BaseException) -> bool:

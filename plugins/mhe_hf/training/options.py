@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mhe import Part, Preset
-from mhe_tune.presets import checked_preset, with_preset
+from mhe_hf.training.presets import checked_preset, with_preset
 
 _NEUTRAL = {"answer_neutral": True}
 
@@ -17,7 +17,7 @@ class TrainingOptions(Part):
     """How long, how fast, on what, and when it is good enough."""
 
     presets: ClassVar[Mapping[str, Preset]] = {}
-    """Of each recipe; see `mhe_tune.presets`."""
+    """Of each recipe; see `mhe_hf.training.presets`."""
     may_share: ClassVar[bool] = True
     """Several processes may train together; see `RecipeJob.processes`."""
 

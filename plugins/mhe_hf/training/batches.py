@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from mhe import SampleError, SampleModelError, UserError, digest_of
 from mhe_hf import collate_training, join_training
-from mhe_tune.watching import EXAMPLE_INDEX
+from mhe_hf.training.watching import EXAMPLE_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
