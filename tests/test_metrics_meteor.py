@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import random
+import re
 import subprocess
 import zipfile
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 
 from mhe import Case, MetricContext, MetricUnavailableError, Sample
-from mhe_metrics import java, meteor_jar
+from mhe_metrics import filtered_jar, java, meteor_jar
+from mhe_metrics.filtered_jar import FilteredJar
 from mhe_metrics.java import FLAGS, find_jar, find_java
 from mhe_metrics.meteor import Meteor, MeteorOptions, columns_of
 from mhe_metrics.meteor_jar import MeteorJar, score_line
@@ -195,6 +197,37 @@ def test_a_process_is_kept_for_texts_it_has_the_phrases_of(cache):
     assert engine._jar is not kept
     assert (make(cache).statistics(other, AsIs()) == found).all()
     assert (metric.statistics(first, AsIs()) == rows).all()
+
+
+@needs_data
+def test_another_model_s_answers_get_their_pairs_and_the_processes_stay(cache, monkeypatch):
+    path = Path(DATA or "") / "roco_v1" / "captions_test.tsv"
+    with path.open(encoding="utf-8", newline="") as stream:
+        captions = [row["caption"] for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)]
+    references = [(caption,) for caption in captions[:400]]
+    # The second model's own words are paraphrases of the reference's in every fifth answer, and new to the first table.
+    words = {"shows": "demonstrates", "large": "enormous", "showing": "illustrating", "several": "a number of"}
+    others = []
+    for number, caption in enumerate(captions[:400]):
+        changed = caption
+        for word, other in words.items() if number % 5 == 0 else ():
+            changed = re.sub(rf"\b{word}\b", other, changed)
+        others.append(changed)
+    engine = FilteredJar(cache)
+    engine.ask(cleaned_cases(make_cases(captions[400:800], references), AsIs()))
+    kept, started = engine._jar, []
+    start = filtered_jar._start
+    monkeypatch.setattr(filtered_jar, "_start", lambda *given: started.append(given) or start(*given))
+    second = make_cases(others, references)
+    found = engine.ask(cleaned_cases(second, AsIs()))
+    whole = MeteorJar()
+    assert found == whole.ask([score_line(case.answer, case.sample.references) for case in second])
+    whole.close()
+    assert len(started) == 1, "some cases had pairs that the first table lacks"
+    assert engine._jar is kept
+    # Nothing of the second call is taken for known: its pairs are found again.
+    assert engine.ask(cleaned_cases(second, AsIs())) == found
+    assert len(started) == 2
 
 
 def test_a_locale_with_decimal_commas_changes_nothing(cache, metric, monkeypatch):

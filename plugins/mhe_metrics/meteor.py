@@ -23,14 +23,13 @@ Blind to: negation, numbers and sides, each of which is one word among many.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mhe import MetricValue, Part
+from mhe_metrics.filtered_jar import FilteredJar
 from mhe_metrics.texts import cleaned_cases
 
 if TYPE_CHECKING:
@@ -40,17 +39,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mhe import Case, MetricContext, Profile
-    from mhe_metrics.meteor_jar import MeteorJars
-    from mhe_metrics.paraphrase_index import ParaphraseIndex
-    from mhe_metrics.texts import CleanedCase
 
     FloatArray = NDArray[np.float64]
-    Flags = NDArray[np.bool_]
 
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 STAGE_WEIGHTS = (1.0, 0.6, 0.8, 0.6)
 """Of matches by word, stem, synonym and paraphrase."""
-FEW = 200
 
 
 class MeteorOptions(Part):
@@ -139,87 +133,14 @@ def columns_of(numbers: FloatArray) -> FloatArray:
     )
 
 
-class _FilteredJar:
-    """Kept processes, and the phrases that their paraphrase table was made for."""
-
-    def __init__(self, cache_dir: Path) -> None:
-        self._cache_dir = cache_dir
-        self._jar: MeteorJars | None = None
-        self._phrases: Flags | None = None
-        """None where the processes have the whole table."""
-
-    def ask(self, texts: Sequence[CleanedCase]) -> list[list[float]]:
-        """The jar's 23 numbers for each case."""
-        from mhe_metrics.java import find_jar
-        from mhe_metrics.meteor_jar import MeteorJars, safe_text, score_line
-        from mhe_metrics.paraphrase_index import open_index
-
-        lines = [score_line(text.answer, text.references) for text in texts]
-        if self._jar is not None and self._phrases is None:
-            return self._jar.ask(lines)
-        table = find_jar("meteor", "data", "paraphrase-en.gz")
-        index = open_index(table, self._cache_dir, build=len(lines) >= FEW)
-        if index is None:
-            self._jar = MeteorJars()
-            return self._jar.ask(lines)
-        by_case = [[safe_text(text) for text in (case.answer, *case.references)] for case in texts]
-        occurring = index.occurring({text for case in by_case for text in case})
-        if self._jar is None or self._phrases is None:
-            self._phrases = occurring
-            self._jar = _start(index, occurring)
-            return self._jar.ask(lines)
-        old, known = self._jar, self._phrases
-        self._phrases = occurring | known
-        missing = index.missing(known, self._phrases)
-        if not missing.size:
-            return old.ask(lines)
-        # Only cases with a phrase that the old table lacks need the new one: the others go to the warm processes.
-        needs_new = index.cases_with(missing, by_case)
-        self._jar = _start(index, self._phrases)
-        return _ask_both(old, self._jar, lines, needs_new)
-
-    @property
-    def is_started(self) -> bool:
-        """Whether processes are kept."""
-        return self._jar is not None
-
-
-def _start(index: ParaphraseIndex, phrases: Flags) -> MeteorJars:
-    """Processes with the pairs of these phrases; their file is kept as long, for one that is started again."""
-    from mhe_metrics.meteor_jar import MeteorJars
-
-    folder = tempfile.mkdtemp(prefix="mhe-meteor-")
-    path = Path(folder) / "paraphrases.gz"
-    index.write_filtered(phrases, path)
-    jars = MeteorJars(path)
-    weakref.finalize(jars, shutil.rmtree, folder, ignore_errors=True)
-    return jars
-
-
-def _ask_both(old: MeteorJars, new: MeteorJars, lines: Sequence[str], needs_new: Flags) -> list[list[float]]:
-    """Each line's numbers from `new` where it needs it, else from `old`, which is ended."""
-    asked = {}
-    with ThreadPoolExecutor(2) as threads:
-        for jars, chosen in ((old, ~needs_new), (new, needs_new)):
-            places = chosen.nonzero()[0].tolist()
-            if places:
-                asked[threads.submit(jars.ask, [lines[place] for place in places])] = places
-    old.close()
-    answers: list[list[float]] = [[]] * len(lines)
-    for future, places in asked.items():
-        for place, numbers in zip(places, future.result(), strict=True):
-            answers[place] = numbers
-    return answers
-
-
-_parked: dict[Path, _FilteredJar] = {}
+_parked: dict[Path, FilteredJar] = {}
 """By cache folder the processes of a metric that is gone, for the next one: a second model on the same references."""
 
 
-def _take_engine(cache_dir: Path) -> _FilteredJar:
-    return _parked.pop(cache_dir, None) or _FilteredJar(cache_dir)
+def _take_engine(cache_dir: Path) -> FilteredJar:
+    return _parked.pop(cache_dir, None) or FilteredJar(cache_dir)
 
 
-def _park(cache_dir: Path, engine: _FilteredJar) -> None:
+def _park(cache_dir: Path, engine: FilteredJar) -> None:
     if engine.is_started:
         _parked[cache_dir] = engine

@@ -21,12 +21,12 @@ import tempfile
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mhe import MetricUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -41,6 +41,8 @@ LONGEST = 9
 MULTIPLIER = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
 SIEVE_BITS = 24
+NOTHING = 0
+"""The hash of a phrase without ASCII letters and digits; hashes are sorted, so that it stands first."""
 REMEMBERED = 400_000
 """Phrases kept while the index is built: most repeat soon after, and all of them would take half a gigabyte."""
 RUN = re.compile(r"[a-z0-9]+")
@@ -81,6 +83,15 @@ def open_index(table: Path, cache_dir: Path, *, build: bool) -> ParaphraseIndex 
     return ParaphraseIndex(place)
 
 
+class Occurrences(NamedTuple):
+    """Phrases that stand in texts, as often as they do."""
+
+    phrases: Places
+    """Their rows among the table's distinct phrases."""
+    cases: Places
+    """The case of each."""
+
+
 @dataclass(frozen=True, slots=True)
 class ParaphraseIndex:
     """An index on disk."""
@@ -89,44 +100,77 @@ class ParaphraseIndex:
 
     def occurring(self, texts: Iterable[str]) -> Flags:
         """For each distinct phrase of the table whether its letters and digits occur in the texts; shape (phrases,)."""
+        return self.flags_of(self.occurrences([text] for text in texts))
+
+    def occurrences(self, cases: Iterable[Iterable[str]]) -> Occurrences:
+        """Every place where letters and digits of a phrase stand in a text of a case, those without any left out."""
         import numpy as np
 
         phrases = self._phrases()
-        found = np.zeros(len(phrases), dtype=bool)
         # Most runs of words are no phrase, which their first bits tell sooner than a search.
         sieve = np.zeros(1 << SIEVE_BITS, dtype=bool)
         shift = np.uint64(64 - SIEVE_BITS)
         sieve[phrases >> shift] = True
-        for hashes, _ in _ngram_hashes([text] for text in texts):
-            ngrams = np.sort(hashes[sieve[hashes >> shift]])
-            rows = np.searchsorted(phrases, ngrams)
-            rows[rows == len(phrases)] = 0
-            found[rows[phrases[rows] == ngrams]] = True
-        return found
+        rows, owners = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+        for hashes, cases_of in _ngram_hashes(cases):
+            likely = np.flatnonzero(sieve[hashes >> shift])
+            # Sorted, since a search for neighbours finds them in the processor's cache.
+            likely = likely[np.argsort(hashes[likely])]
+            found = np.searchsorted(phrases, hashes[likely])
+            found[found == len(phrases)] = 0
+            is_phrase = phrases[found] == hashes[likely]
+            rows.append(found[is_phrase])
+            owners.append(cases_of[likely[is_phrase]])
+        return Occurrences(np.concatenate(rows), np.concatenate(owners))
 
-    def missing(self, known: Flags, wanted: Flags) -> Hashes:
-        """Phrases of `wanted`, which holds `known`, that `known` lacks and that make a pair in it: hashes, sorted."""
+    def flags_of(self, occurrences: Occurrences) -> Flags:
+        """For each distinct phrase whether it occurs, or has no letter and no digit; shape (phrases,)."""
+        import numpy as np
+
+        phrases = self._phrases()
+        flags = np.zeros(len(phrases), dtype=bool)
+        flags[occurrences.phrases] = True
+        flags[:1] |= phrases[:1] == NOTHING
+        return flags
+
+    def new_partners(self, known: Flags, wanted: Flags) -> dict[int, list[int]]:
+        """To each phrase of `wanted` that `known` lacks the phrases of `wanted` that the table pairs it with."""
         import numpy as np
 
         pairs = np.load(self.place / "pairs.npy", mmap_mode="r")
         new = wanted & ~known
         kept = np.flatnonzero(wanted[pairs[0]] & wanted[pairs[1]])
-        rows = np.unique(pairs[:, kept])
-        found: Hashes = self._phrases()[rows[new[rows]]]
+        partners: dict[int, list[int]] = {}
+        for one, other in pairs[:, kept[new[pairs[0, kept]] | new[pairs[1, kept]]]].T.tolist():
+            if new[one]:
+                partners.setdefault(one, []).append(other)
+            if new[other]:
+                partners.setdefault(other, []).append(one)
+        return partners
+
+    def cases_with_a_pair(
+        self, partners: Mapping[int, Sequence[int]], cases: Sequence[tuple[str, Sequence[str]]]
+    ) -> list[int]:
+        """The numbers of those cases of which the answer has a phrase and a reference one of its partners, or the other
+        way round.
+        """
+        answers = self._by_case([[answer] for answer, _ in cases])
+        references = self._by_case([texts for _, texts in cases])
+        found = []
+        for number, (ours, theirs) in enumerate(zip(answers, references, strict=True)):
+            pairs = ((ours, theirs), (theirs, ours))
+            if any(not other.isdisjoint(partners.get(row, ())) for side, other in pairs for row in side):
+                found.append(number)
         return found
 
-    def cases_with(self, phrases: Hashes, cases: Sequence[Sequence[str]]) -> Flags:
-        """For each case whether one of the sorted `phrases` occurs in one of its texts; shape (len(cases),)."""
-        import numpy as np
-
-        found = np.zeros(len(cases), dtype=bool)
-        for hashes, owners in _ngram_hashes(cases):
-            if not len(owners):
-                found |= hashes[0] in phrases
-                continue
-            rows = np.minimum(np.searchsorted(phrases, hashes), len(phrases) - 1)
-            found[owners[phrases[rows] == hashes]] = True
-        return found
+    def _by_case(self, cases: Sequence[Sequence[str]]) -> list[set[int]]:
+        """Each case's phrases, and the one without letters and digits, which is taken to occur everywhere."""
+        everywhere = self._phrases()[:1] == NOTHING
+        sets: list[set[int]] = [{0} if everywhere.any() else set() for _ in cases]
+        found = self.occurrences(cases)
+        for row, owner in zip(found.phrases.tolist(), found.cases.tolist(), strict=True):
+            sets[owner].add(row)
+        return sets
 
     def _phrases(self) -> Hashes:
         """Hashes of the table's distinct phrases, sorted."""
@@ -152,10 +196,7 @@ class ParaphraseIndex:
 
 
 def _ngram_hashes(cases: Iterable[Iterable[str]]) -> Iterator[tuple[Hashes, Places]]:
-    """Hashes of all runs of 0 to `LONGEST` words of the cases' texts and the case of each, one pair a length.
-
-    The run of no words has no case: it is in all.
-    """
+    """Hashes of all runs of 1 to `LONGEST` words of the cases' texts and the case of each, one pair a length."""
     import numpy as np
 
     known: dict[str, int] = {}
@@ -173,8 +214,6 @@ def _ngram_hashes(cases: Iterable[Iterable[str]]) -> Iterator[tuple[Hashes, Plac
     words = np.frombuffer(flat, dtype=np.uint64) if flat else np.zeros(0, dtype=np.uint64)
     owners = np.repeat(np.arange(len(sizes)), sizes)
     hashes = np.zeros(len(words), dtype=np.uint64)
-    # A phrase without an ASCII letter or digit is taken to occur everywhere.
-    yield np.zeros(1, dtype=np.uint64), owners[:0]
     for length in range(1, LONGEST + 1):
         if len(words) < length:
             return
