@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mhe_tiny.chat import ChatLearner
-from mhe_tiny.initial import set_patch_filters, set_positions
+from mhe_tiny.llava_parts import begin, vision_tower
 from mhe_tiny.packing import Batch, weigh_answers
 from mhe_tiny.tokens import CONTEXT, ControlTokens, train_bpe
 
@@ -92,17 +92,9 @@ def build_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
 def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlavaForConditionalGeneration:
     """Return the untrained model in float32; equal seeds give equal weights."""
     import torch
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    vision = CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH,
-        projection_dim=WIDTH,
-    )
+    vision = vision_tower(width=WIDTH, inner=384, layers=4, image=IMAGE_SIZE, patch=PATCH)
     language = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -129,13 +121,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlavaForCondit
     )
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(config)
-    embeddings = model.model.vision_tower.embeddings
-    set_patch_filters(embeddings.patch_embedding.weight)
-    set_positions(embeddings.position_embedding.weight)
-    # Generation stops and pads by the text model's ids; the outer configuration has none of its own.
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.bos_token_id = tokenizer.bos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    begin(model, tokenizer)
     return model
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from mhe_tiny.chat import ChatLearner
-from mhe_tiny.initial import set_patch_filters, set_positions
+from mhe_tiny.llava_parts import begin, vision_tower
 from mhe_tiny.packing import weigh_answers
 from mhe_tiny.tokens import CONTEXT, ControlTokens, train_bpe
 
@@ -94,17 +94,9 @@ def build_processor(tokenizer: PreTrainedTokenizerBase) -> LlavaNextProcessor:
 def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlavaNextForConditionalGeneration:
     """Return the untrained model in float32; equal seeds give equal weights."""
     import torch
-    from transformers import CLIPVisionConfig, LlavaNextConfig, LlavaNextForConditionalGeneration, MistralConfig
+    from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration, MistralConfig
 
-    vision = CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=TILE,
-        patch_size=PATCH,
-        projection_dim=WIDTH,
-    )
+    vision = vision_tower(width=WIDTH, inner=256, layers=3, image=TILE, patch=PATCH)
     language = MistralConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -133,11 +125,7 @@ def build_model(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlavaNextForCo
     )
     torch.manual_seed(seed)
     model = LlavaNextForConditionalGeneration(config)
-    embeddings = model.model.vision_tower.embeddings
-    set_patch_filters(embeddings.patch_embedding.weight)
-    set_positions(embeddings.position_embedding.weight)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(model.generation_config, name, getattr(tokenizer, name))
+    begin(model, tokenizer)
     return model
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mhe import SampleModelError, TrainingExample, open_image
 from mhe_hf.conversations import check_text
+from mhe_hf.families.family import Encoded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,3 +86,18 @@ def padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
 
     longest = max(len(row) for row in rows)
     return torch.tensor([[*row, *([fill] * (longest - len(row)))] for row in rows])
+
+
+def beginning(processor: ProcessorMixin, start: int, prefix: str) -> list[int]:
+    """What every caption begins with: the start token and the prefix."""
+    return [start, *processor.tokenizer(prefix, add_special_tokens=False)["input_ids"]]
+
+
+def encode_captions(
+    processor: ProcessorMixin, ids: Sequence[int], name: str, pictures: Sequence[Sequence[PIL.Image.Image]]
+) -> Encoded:
+    """One image a row and the same beginning for all, as the input `name`, so that nothing is padded."""
+    import torch
+
+    inputs = {"pixel_values": image_features(processor, pictures), name: torch.tensor([list(ids)] * len(pictures))}
+    return Encoded(inputs, (len(ids),) * len(pictures))

@@ -59,15 +59,9 @@ class VisionDecoder:
     def encode(
         self, processor: ProcessorMixin, texts: Sequence[str], pictures: Sequence[Sequence[PIL.Image.Image]]
     ) -> Encoded:
-        """One prefix for all rows, so that nothing is padded."""
-        import torch
-
-        ids = self._beginning(processor)
-        inputs = {
-            "pixel_values": single.image_features(processor, pictures),
-            "decoder_input_ids": torch.tensor([ids] * len(texts)),
-        }
-        return Encoded(inputs, (len(ids),) * len(texts))
+        """One prefix for all rows: a captioner follows no instruction."""
+        del texts
+        return single.encode_captions(processor, self._beginning(processor), "decoder_input_ids", pictures)
 
     def decoding(self, model: PreTrainedModel, inputs: Mapping[str, torch.Tensor], lengths: Sequence[int]) -> Decoding:
         """The decoder continues its beginning, looking at the image."""
@@ -105,4 +99,4 @@ class VisionDecoder:
         }
 
     def _beginning(self, processor: ProcessorMixin) -> list[int]:
-        return [self.start, *processor.tokenizer(self.prefix, add_special_tokens=False)["input_ids"]]
+        return single.beginning(processor, self.start, self.prefix)
