@@ -138,6 +138,11 @@ def open_backend(folder: Path, **options: object) -> HfBackend:
     return backend
 
 
+def spec_of(folder: Path) -> ModelSpec:
+    """A model of the backend `hf` in a folder."""
+    return ModelSpec(name="tiny", backend="hf", location=str(folder))
+
+
 def answers(backend: HfBackend, requests: list[Request], pending: list[str] | None = None) -> dict[str, Response]:
     """Responses by sample, each given once."""
     responses = list(backend.generate(requests, pending if pending is not None else [r.sample_id for r in requests]))

@@ -15,8 +15,8 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 import hf_family_models
 import hf_models
 from hf_family_models import CAPTIONERS, SQUARE
-from hf_models import IMAGE, PATCH, answers, ask, open_backend, picture
-from mhe import Generation, Message, ModelSpec, ModelUnusableError, SampleModelError
+from hf_models import IMAGE, PATCH, answers, ask, open_backend, picture, spec_of
+from mhe import Generation, Message, ModelUnusableError, SampleModelError
 from mhe_hf import (
     Collator,
     bind_family,
@@ -33,41 +33,7 @@ FAMILIES = list(hf_family_models.FAMILIES)
 ASKED = [name for name in FAMILIES if name not in CAPTIONERS]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Models of this size are slower on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    made = {}
-
-    def folder(name):
-        if name not in made:
-            made[name] = hf_family_models.FAMILIES[name](tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return folder
-
-
-@pytest.fixture(scope="module")
-def loaded(folders):
-    made = {}
-
-    def load(name):
-        if name not in made:
-            made[name] = load_model(spec_of(folders(name)))
-        return made[name]
-
-    return load
-
-
-def spec_of(folder) -> ModelSpec:
-    return ModelSpec(name="tiny", backend="hf", location=str(folder))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def requests_for(name: str, number: int = 16, generation: Generation | None = None):
@@ -88,10 +54,10 @@ def requests_for(name: str, number: int = 16, generation: Generation | None = No
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_any_batch_gives_the_same_texts(folders, name):
+def test_any_batch_gives_the_same_texts(family_folder, name):
     found = []
     for size, prefetch in ((1, 0), (4, 2), (16, 1)):
-        backend = open_backend(folders(name), batch_size=size, prefetch=prefetch, dtype="float32")
+        backend = open_backend(family_folder(name), batch_size=size, prefetch=prefetch, dtype="float32")
         responses = answers(backend, requests_for(name))
         assert not [r.error for r in responses.values() if r.error]
         found.append({n: (r.text, r.generated_tokens, r.prompt_tokens) for n, r in responses.items()})
@@ -102,12 +68,12 @@ def test_any_batch_gives_the_same_texts(folders, name):
 
 
 @pytest.mark.parametrize("name", ["visiongpt2", "blip", "blip-vqa", "blip-2"])
-def test_sampled_answers_follow_their_seed_in_any_batch(folders, name):
+def test_sampled_answers_follow_their_seed_in_any_batch(family_folder, name):
     asked = Generation(max_new_tokens=4, temperature=0.8, top_p=0.95)
     requests = requests_for(name, 6, asked)
     found = []
     for size, step in ((1, 1), (6, 1), (4, -1)):
-        backend = open_backend(folders(name), batch_size=size, dtype="float32")
+        backend = open_backend(family_folder(name), batch_size=size, dtype="float32")
         found.append({n: r.text for n, r in answers(backend, requests[::step]).items()})
         backend.close()
     assert found[0] == found[1] == found[2]
@@ -139,25 +105,25 @@ def answer_of_the_library(name: str, model, processor, request) -> str:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_answers_are_those_of_the_library(folders, loaded, name):
-    backend = open_backend(folders(name), batch_size=5, dtype="float32")
+def test_answers_are_those_of_the_library(family_folder, loaded_family, name):
+    backend = open_backend(family_folder(name), batch_size=5, dtype="float32")
     requests = requests_for(name, 5)
     texts = [answers(backend, requests)[r.sample_id].text for r in requests]
     backend.close()
-    model, processor = loaded(name)
+    model, processor = loaded_family(name)
     assert texts == [answer_of_the_library(name, model, processor, request) for request in requests]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_saved_model_is_the_same_model(folders, loaded, name, tmp_path):
-    model, processor = loaded(name)
+def test_a_saved_model_is_the_same_model(family_folder, loaded_family, name, tmp_path):
+    model, processor = loaded_family(name)
     save_published(model, processor, tmp_path / "again")
     again, _ = load_model(spec_of(tmp_path / "again"))
     own = model.state_dict()
     assert own.keys() == again.state_dict().keys()
     assert all(torch.equal(own[key], value) for key, value in again.state_dict().items())
     texts = []
-    for place in (folders(name), tmp_path / "again"):
+    for place in (family_folder(name), tmp_path / "again"):
         backend = open_backend(place)
         texts.append({n: r.text for n, r in answers(backend, requests_for(name, 4)).items()})
         backend.close()
@@ -184,13 +150,13 @@ def test_a_saved_model_is_the_same_model(folders, loaded, name, tmp_path):
         ("blip-2", "Question: what side ? Answer:"),
     ],
 )
-def test_prompts(loaded, name, expected):
-    assert render_prompt(loaded(name)[1], [Message("user", "what side ?", images=1)]) == expected
+def test_prompts(loaded_family, name, expected):
+    assert render_prompt(loaded_family(name)[1], [Message("user", "what side ?", images=1)]) == expected
 
 
 @pytest.mark.parametrize("name", CAPTIONERS)
-def test_a_captioner_continues_its_prefix(folders, name):
-    plain, begun = (open_backend(folders(name), prefix=prefix) for prefix in ("", "chest x ray"))
+def test_a_captioner_continues_its_prefix(family_folder, name):
+    plain, begun = (open_backend(family_folder(name), prefix=prefix) for prefix in ("", "chest x ray"))
     one, other = (answers(backend, requests_for(name, 3)) for backend in (plain, begun))
     length = len(begun._processor.tokenizer("chest x ray", add_special_tokens=False)["input_ids"])
     assert {r.prompt_tokens for r in one.values()} == {1}
@@ -201,8 +167,8 @@ def test_a_captioner_continues_its_prefix(folders, name):
 
 
 @pytest.mark.parametrize("name", CAPTIONERS)
-def test_a_captioner_answers_no_task_of_questions(folders, name):
-    backend = open_backend(folders(name))
+def test_a_captioner_answers_no_task_of_questions(family_folder, name):
+    backend = open_backend(family_folder(name))
     responses = answers(backend, [ask("a", "what ?"), ask("b", "where ?"), ask("c", "what ?")], pending=["a", "b"])
     assert set(responses) == {"a", "b"}
     for response in responses.values():
@@ -211,10 +177,10 @@ def test_a_captioner_answers_no_task_of_questions(folders, name):
 
 
 @pytest.mark.parametrize("name", ["visiongpt2", "blip", "blip-vqa", "blip-2"])
-def test_what_a_family_without_conversations_cannot_take_costs_that_sample_only(folders, name):
+def test_what_a_family_without_conversations_cannot_take_costs_that_sample_only(family_folder, name):
     import dataclasses
 
-    backend = open_backend(folders(name))
+    backend = open_backend(family_folder(name))
     good = ask("good", "what ?")
     pair = dataclasses.replace(
         good, sample_id="pair", images=(*good.images, *good.images), messages=(Message("user", "what ?", images=2),)
@@ -230,27 +196,27 @@ def test_what_a_family_without_conversations_cannot_take_costs_that_sample_only(
 
 
 @pytest.mark.parametrize(("name", "token"), [("blip-vqa", "[SEP]"), ("blip-2", "<image>")])
-def test_a_control_token_in_a_question_is_a_model_error(folders, name, token):
-    responses = answers(open_backend(folders(name)), [ask("sly", f"is {token} here ?"), ask("good")])
+def test_a_control_token_in_a_question_is_a_model_error(family_folder, name, token):
+    responses = answers(open_backend(family_folder(name)), [ask("sly", f"is {token} here ?"), ask("good")])
     assert responses["sly"].error.kind == "model"
     assert token in responses["sly"].error.message
     assert responses["good"].error is None
 
 
 @pytest.mark.parametrize("name", ["blip-vqa", "blip-2", "qwen2_vl", "mllama", "llava_next"])
-def test_a_prompt_beyond_the_context_is_recorded_and_never_cut(folders, name):
-    backend = open_backend(folders(name))
+def test_a_prompt_beyond_the_context_is_recorded_and_never_cut(family_folder, name):
+    backend = open_backend(family_folder(name))
     responses = answers(backend, [ask("good"), ask("long", "where is it ? " * 60)])
     assert responses["long"].error.kind == "model"
     assert "context" in responses["long"].error.message
     assert responses["good"].error is None
 
 
-def test_an_image_with_more_tokens_than_the_context_is_recorded(folders, tmp_path):
+def test_an_image_with_more_tokens_than_the_context_is_recorded(family_folder, tmp_path):
     """Qwen2-VL sees images at their own resolution, up to the processor's limit."""
     import shutil
 
-    folder = shutil.copytree(folders("qwen2_vl"), tmp_path / "model")
+    folder = shutil.copytree(family_folder("qwen2_vl"), tmp_path / "model")
     path = folder / "processor_config.json"
     settings = json.loads(path.read_text())
     settings["image_processor"]["size"]["longest_edge"] = 10**6
@@ -263,10 +229,10 @@ def test_an_image_with_more_tokens_than_the_context_is_recorded(folders, tmp_pat
     assert thin["small"].text == responses["small"].text
 
 
-def test_an_answer_never_leaves_the_decoders_context(folders):
+def test_an_answer_never_leaves_the_decoders_context(family_folder):
     """64 places in this GPT-2 and in this BLIP: one is the decoder's start."""
     for name in ("visiongpt2", "blip", "blip-vqa"):
-        backend = open_backend(folders(name))
+        backend = open_backend(family_folder(name))
         requests = requests_for(name, 2, Generation(max_new_tokens=100))
         for response in answers(backend, requests).values():
             assert response.error is None
@@ -277,8 +243,8 @@ def test_an_answer_never_leaves_the_decoders_context(folders):
 # ---------------------------------------------------------------- processors
 
 
-def test_qwen2_vl_needs_no_torchvision_and_keeps_the_settings_of_the_video_part(folders, tmp_path):
-    """Published folders have one file for images and video, or one for each, or both in one."""
+def test_qwen2_vl_needs_no_torchvision_and_keeps_the_settings_of_the_video_part(family_folder, tmp_path):
+    """Published family_folder have one file for images and video, or one for each, or both in one."""
     import shutil
 
     from transformers.utils import is_torchvision_available
@@ -286,7 +252,7 @@ def test_qwen2_vl_needs_no_torchvision_and_keeps_the_settings_of_the_video_part(
     if is_torchvision_available():
         pytest.skip("torchvision is here, and the whole processor with it")
     video = {"video_processor_type": "Qwen2VLVideoProcessor", "patch_size": 4, "merge_size": 2, "fps": 2}
-    first = shutil.copytree(folders("qwen2_vl"), tmp_path / "first")
+    first = shutil.copytree(family_folder("qwen2_vl"), tmp_path / "first")
     (first / "video_preprocessor_config.json").write_text(json.dumps(video))
     processor = load_processor(spec_of(first))
     assert not hasattr(processor, "video_processor")
@@ -298,7 +264,7 @@ def test_qwen2_vl_needs_no_torchvision_and_keeps_the_settings_of_the_video_part(
     assert again.video_settings == video
 
     whole = json.loads((first / "processor_config.json").read_text())
-    old = shutil.copytree(folders("qwen2_vl"), tmp_path / "old")
+    old = shutil.copytree(family_folder("qwen2_vl"), tmp_path / "old")
     (old / "processor_config.json").unlink()
     shared = {**whole["image_processor"], "image_processor_type": "Qwen2VLImageProcessor"}
     (old / "preprocessor_config.json").write_text(json.dumps({**shared, "processor_class": "Qwen2VLProcessor"}))
@@ -313,8 +279,8 @@ def test_qwen2_vl_needs_no_torchvision_and_keeps_the_settings_of_the_video_part(
     assert texts[0] == texts[1]
 
 
-def test_a_pair_of_processor_and_tokenizer_is_saved_side_by_side(folders, tmp_path):
-    processor = load_processor(spec_of(folders("visiongpt2")))
+def test_a_pair_of_processor_and_tokenizer_is_saved_side_by_side(family_folder, tmp_path):
+    processor = load_processor(spec_of(family_folder("visiongpt2")))
     processor.save_pretrained(tmp_path)
     assert not (tmp_path / "processor_config.json").exists()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -322,8 +288,8 @@ def test_a_pair_of_processor_and_tokenizer_is_saved_side_by_side(folders, tmp_pa
     assert transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil").size == SQUARE
 
 
-def test_a_processor_made_by_hand_must_say_whose_it_is(loaded):
-    model, processor = loaded("blip-vqa")
+def test_a_processor_made_by_hand_must_say_whose_it_is(loaded_family):
+    model, processor = loaded_family("blip-vqa")
     bare = transformers.BlipProcessor(processor.image_processor, processor.tokenizer)
     with pytest.raises(ModelUnusableError, match=r"BlipProcessor .*bind_family"):
         family_of(bare)

@@ -10,48 +10,14 @@ import torch
 
 import hf_family_models
 from hf_family_models import CAPTIONERS
-from hf_models import answers, ask, open_backend, picture
-from mhe import ModelSpec, ModelUnusableError, Sample, SampleModelError, TrainingExample
+from hf_models import answers, ask, open_backend, picture, spec_of
+from mhe import ModelUnusableError, Sample, SampleModelError, TrainingExample
 from mhe_hf import ARCHITECTURES, Collator, collate_training, family_of, join_training, load_model
 
 FAMILIES = list(hf_family_models.FAMILIES)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Models of this size are slower on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    made = {}
-
-    def folder(name):
-        if name not in made:
-            made[name] = hf_family_models.FAMILIES[name](tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return folder
-
-
-@pytest.fixture(scope="module")
-def loaded(folders):
-    made = {}
-
-    def load(name):
-        if name not in made:
-            made[name] = load_model(spec_of(folders(name)))
-        return made[name]
-
-    return load
-
-
-def spec_of(folder) -> ModelSpec:
-    return ModelSpec(name="tiny", backend="hf", location=str(folder))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def example(name: str, question: str, answer: str, image: int = 0) -> TrainingExample:
@@ -77,8 +43,8 @@ def end_of(name: str, processor) -> str:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_labels_are_the_answer_and_its_end(loaded, name):
-    _, processor = loaded(name)
+def test_labels_are_the_answer_and_its_end(loaded_family, name):
+    _, processor = loaded_family(name)
     tensors = collate_training(training_rows(name), processor)
     for labels, answer in zip(tensors["labels"], ANSWERS, strict=True):
         text = processor.tokenizer.decode(labels[labels != -100], clean_up_tokenization_spaces=False)
@@ -106,8 +72,8 @@ def log_probabilities(name: str, model, processor, row: TrainingExample) -> tupl
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_loss_is_that_of_the_answer_after_evaluations_prompt(loaded, name):
-    model, processor = loaded(name)
+def test_the_loss_is_that_of_the_answer_after_evaluations_prompt(loaded_family, name):
+    model, processor = loaded_family(name)
     rows = training_rows(name)
     smoothing = 0.1 if name in ("blip", "blip-vqa") else 0.0
     with torch.inference_mode():
@@ -121,8 +87,8 @@ def test_the_loss_is_that_of_the_answer_after_evaluations_prompt(loaded, name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_rows_made_alone_and_joined_are_rows_made_together(loaded, name):
-    _, processor = loaded(name)
+def test_rows_made_alone_and_joined_are_rows_made_together(loaded_family, name):
+    _, processor = loaded_family(name)
     rows = training_rows(name)
     together = collate_training(rows, processor)
     joined = join_training([collate_training([row], processor) for row in rows], processor)
@@ -138,9 +104,9 @@ def test_rows_made_alone_and_joined_are_rows_made_together(loaded, name):
 
 
 @pytest.mark.parametrize("name", ["visiongpt2", "blip", "blip-vqa", "blip-2"])
-def test_training_teaches_the_answer(folders, name):
+def test_training_teaches_the_answer(family_folder, name):
     """A few steps on one example, and evaluation writes it."""
-    model, processor = load_model(spec_of(folders(name)))
+    model, processor = load_model(spec_of(family_folder(name)))
     row = example("a", "what ?", "left lung")
     tensors = collate_training([row], processor)
     with torch.no_grad():
@@ -163,8 +129,8 @@ def test_training_teaches_the_answer(folders, name):
 
 
 @pytest.mark.parametrize("name", ["visiongpt2", "blip", "blip-vqa", "blip-2"])
-def test_what_cannot_be_taught_is_refused(loaded, name):
-    _, processor = loaded(name)
+def test_what_cannot_be_taught_is_refused(loaded_family, name):
+    _, processor = loaded_family(name)
     with pytest.raises(SampleModelError, match=r"training row a: .* tokens, and the model's context is 8"):
         collate_training([example("a", "what ?", "left lung " * 20)], processor, context=8)
     token = end_of(name, processor).strip() or "<image>"
@@ -175,10 +141,10 @@ def test_what_cannot_be_taught_is_refused(loaded, name):
 # ---------------------------------------------------------------- modules
 
 
-def test_a_blip_that_writes_no_text_is_refused(folders, tmp_path):
+def test_a_blip_that_writes_no_text_is_refused(family_folder, tmp_path):
     import shutil
 
-    folder = shutil.copytree(folders("blip"), tmp_path / "model")
+    folder = shutil.copytree(family_folder("blip"), tmp_path / "model")
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": ["BlipForImageTextRetrieval"]}))
     with pytest.raises(ModelUnusableError, match=r"BlipForImageTextRetrieval writes no text.*BlipForQuestionAnswering"):
@@ -187,13 +153,13 @@ def test_a_blip_that_writes_no_text_is_refused(folders, tmp_path):
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_each_family_is_quantised_where_it_is_asked(folders, name, kind):
+def test_each_family_is_quantised_where_it_is_asked(family_folder, name, kind):
     pytest.importorskip("bitsandbytes")
     from mhe_hf.architectures import module_of
 
     # A BLIP captioner has no fusion of its own.
     module = "fusion" if kind == "nf4" and name != "blip" else "language"
-    backend = open_backend(folders(name), quantization=kind, quantized_modules=[module], dtype="float32")
+    backend = open_backend(family_folder(name), quantization=kind, quantized_modules=[module], dtype="float32")
     described = backend.describe()
     architecture = ARCHITECTURES[backend._model.config.model_type]
     quantised = {n for n, m in backend._model.named_modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt")}
