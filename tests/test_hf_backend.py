@@ -12,8 +12,9 @@ import torch
 
 import hf_models
 from hf_models import answers, ask, open_backend, picture
-from mhe import Generation, Message, SampleModelError
-from mhe_hf import Collator, batches, generation, load_processor, render_prompt
+from mhe import Generation, Message, ModelSpec, RendersPrompts, SampleModelError, ScoresTokens
+from mhe.testing import check_backend
+from mhe_hf import Collator, HfBackend, batches, generation, load_processor, render_prompt
 from mhe_hf.image_cache import ImageCache, stack
 
 QUESTIONS = ["is there a fracture ?", "what side ?", "where is the effusion in this chest x ray image ? " * 3, "size ?"]
@@ -50,6 +51,15 @@ def without_seconds(responses):
     return {
         name: (r.text, r.error, r.prompt_tokens, r.generated_tokens, r.finish_reason) for name, r in responses.items()
     }
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 3}], ids=["auto", "three"])
+def test_it_keeps_what_every_backend_must(folder, options):
+    model = ModelSpec(name="m", backend="hf", location=str(folder))
+    responses = check_backend(HfBackend, model=model, options={"dtype": "float32", "device": "cpu", **options})
+    assert len({response.text for response in responses}) > 1
+    assert issubclass(HfBackend, ScoresTokens)
+    assert issubclass(HfBackend, RendersPrompts)
 
 
 class TestBatches:

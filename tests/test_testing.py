@@ -24,6 +24,8 @@ from mhe import (
     Part,
     Response,
     Sample,
+    SampleDataError,
+    TokenChance,
     open_image,
 )
 from mhe.testing import (
@@ -256,6 +258,120 @@ def test_options_that_accept_anything_are_caught():
 
     with pytest.raises(AssertionError, match="refuses unknown keys"):
         check_backend(with_changes(Options=Loose), model=MODEL)
+
+
+# ---------------------------------------------------------------- broken promises of what a backend can do besides
+
+WORDS = ((1, "yes", -0.2), (2, "no", -2.5), (3, "maybe", -4.0))
+END = TokenChance(0, "</s>", -0.05, "", is_end=True)
+
+
+class Telling(ScriptedBackend):
+    """One word and the end, and what else it could have been."""
+
+    def generate(self, requests, pending):
+        for response in ScriptedBackend.generate(self, requests, pending):
+            yield replace(response, generated_tokens=2)
+
+    def next_tokens(self, request, before, most):
+        for image in request.images:
+            open_image(image)
+        chances = [TokenChance(number, word, chance, word) for number, word, chance in WORDS]
+        word = {number: word for number, word, _ in WORDS}[before[0]] if before else "yes"
+        return [chances[:most], [replace(END, text=word)]]
+
+    def render_prompt(self, request):
+        return request.messages[0].text
+
+
+def told(change):
+    def next_tokens(self, request, before, most):
+        return change([list(place) for place in Telling.next_tokens(self, request, before, most)], before)
+
+    return next_tokens
+
+
+def first(**changes):
+    return told(lambda places, _: [[replace(places[0][0], **changes), *places[0][1:]], places[1]])
+
+
+def crowded(places, before):
+    return [[*places[0], TokenChance(4, "so", -9.0, "so")], places[1]]
+
+
+def wavering(places, before):
+    return [[replace(places[0][0], log_probability=-0.4), *places[0][1:]], places[1]] if before else places
+
+
+def forgetful(places, before):
+    # The first place is left out where it was forced.
+    return places[1:] if before else places
+
+
+def unforced(places, before):
+    second = [TokenChance(4, "!", -0.3, "yes!"), replace(END, log_probability=-1.4)]
+    return [places[0], second[: len(places[0])] if before else places[1]]
+
+
+def blind(self, request, before, most):
+    return Telling.next_tokens(self, replace(request, images=()), before, most)
+
+
+def brittle(self, request, before, most):
+    try:
+        return Telling.next_tokens(self, request, before, most)
+    except SampleDataError as error:
+        raise OSError(error) from None
+
+
+def rendering_changes(self, request):
+    return "other" if "load" in self.events else "text"
+
+
+@pytest.mark.parametrize(
+    ("changes", "promise"),
+    [
+        ({"next_tokens": told(lambda places, _: [])}, "a place for each token of the answer"),
+        ({"next_tokens": told(lambda places, _: [[], places[1]])}, "tells 1 to `most` tokens a place"),
+        (
+            {"next_tokens": told(crowded)},
+            "tells 1 to `most` tokens",
+        ),
+        ({"next_tokens": told(lambda places, _: places[:1])}, "each token that generate() counts"),
+        ({"next_tokens": told(lambda places, _: [places[0][::-1], places[1]])}, "the likeliest first"),
+        ({"next_tokens": told(lambda places, _: [places[0][:1] * 2, places[1]])}, "add up to 1 at most"),
+        ({"next_tokens": first(id=2)}, "tells a token once a place"),
+        ({"next_tokens": first(log_probability=0.9)}, "a natural logarithm, finite and at most 0"),
+        ({"next_tokens": first(log_probability=float("nan"))}, "a natural logarithm, finite and at most 0"),
+        ({"next_tokens": first(is_end=True)}, "ends where the answer does"),
+        ({"next_tokens": told(lambda places, _: [places[0], [replace(END, text="no")]])}, "are the greedy answer"),
+        ({"next_tokens": told(lambda places, _: [[("yes", -0.1)], places[1]])}, "tells TokenChance"),
+        ({"next_tokens": told(wavering)}, "with `before` counts places"),
+        ({"next_tokens": told(forgetful)}, "with `before` counts places"),
+        ({"next_tokens": told(unforced)}, "goes on from `before`"),
+        ({"next_tokens": brittle}, "raises SampleError for a damaged image, not OSError"),
+        ({"render_prompt": lambda self, request: 1}, "returns a text, or None"),
+        ({"render_prompt": rendering_changes}, "the same before and after load"),
+    ],
+)
+def test_a_broken_ability_of_a_backend_is_caught(changes, promise):
+    with pytest.raises(AssertionError, match=re.escape(promise)):
+        check_backend(type("Changed", (Telling,), changes), model=MODEL)
+
+
+def test_a_backend_that_tells_tokens_and_prompts_passes():
+    asked = []
+
+    class Counted(Telling):
+        def next_tokens(self, request, before, most):
+            asked.append((request.sample_id, tuple(before), most))
+            return super().next_tokens(request, before, most)
+
+    assert len(check_backend(Counted, model=MODEL)) == 8
+    assert {before for _, before, _ in asked} == {(), (2,)}
+    # One that looks at no image may answer about a damaged one.
+    assert len(check_backend(type("Blind", (Telling,), {"next_tokens": blind}), model=MODEL)) == 8
+    assert len(check_backend(type("Captioner", (Telling,), {"render_prompt": lambda *_: None}), model=MODEL)) == 8
 
 
 # ---------------------------------------------------------------- broken promises of engines

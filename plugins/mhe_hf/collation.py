@@ -75,6 +75,7 @@ class Collator:
         self._family = family_of(processor)
         self._processor = with_image_processor(processor, self._images)
         self._known: dict[Hashable, Image] = {}
+        self._opened: dict[Hashable, PIL.Image.Image] = {}
         self._lock = threading.Lock()
         if self._processor.tokenizer.pad_token is None:
             # Pads are masked, so any token does.
@@ -94,6 +95,7 @@ class Collator:
             rows, encoded = self._readable(rows, failures)
             self._images.batch.clear()
             self._known.clear()
+            self._opened.clear()
             return Batch(
                 requests=tuple(row.request for row in rows),
                 inputs=encoded.inputs,
@@ -130,8 +132,13 @@ class Collator:
         kept = self._cache.get(key) if self._images.stacks else None
         if kept is not None:
             return placeholder(key, kept[1])
+        opened = self._opened.get(key)
+        if opened is not None:
+            return opened
         picture = open_image(image)
         picture.info[KEY] = key
+        # Questions about one image are often neighbours. Two threads may open it at once, to the same end.
+        self._opened[key] = picture
         return picture
 
     def _reopen(self, key: Hashable) -> PIL.Image.Image:

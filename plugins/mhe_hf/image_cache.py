@@ -104,7 +104,11 @@ class CachingImageProcessor:
             self._cache.put(key, feature, _size_of(units[key]))
 
     def _alone(self, unit: object, kwargs: Mapping[str, object]) -> Feature:
-        return dict(self._own([self._with_pixels(unit)], **kwargs))  # type: ignore[operator]
+        picture = self._with_pixels(unit)
+        if getattr(picture, "mode", None) == "RGB" and getattr(self._own, "do_convert_rgb", None) is True:
+            # Converting RGB to RGB copies every pixel, of images that are far larger than what is made of them.
+            kwargs = {"do_convert_rgb": False, **kwargs}
+        return dict(self._own([picture], **kwargs))  # type: ignore[operator]
 
     def _with_pixels(self, unit: object) -> object:
         if isinstance(unit, list | tuple):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mhe.documents.model import ModelSpec
 from mhe.images import BytesSource
 from mhe.protocols import BackendContext
+from mhe.testing.ability_contract import check_rendering, check_tokens
 from mhe.testing.contracts import Options, checked_options, require
 from mhe.testing.scripted import ScriptedBackend, ScriptedOptions
 from mhe.testing.toys import toy_requests, toy_samples
@@ -50,6 +51,7 @@ def check_backend(
     """Describe, load, answer all, answer a few, meet a damaged image, close. Returns the responses, in order.
 
     Answers must not depend on which other requests are pending: a run that was killed is resumed with few of them.
+    What a backend can do besides (`ScoresTokens`, `RendersPrompts`) is held to the answers that it gave.
     Raises `AssertionError` with the promise that was broken.
     """
     spec = model or ModelSpec(name="toy", backend="toy", location="toy")
@@ -63,7 +65,9 @@ def check_backend(
             before = _checked_description(backend)
             other = _checked_description(factory(spec, chosen, context))
             require(other == before, "describe() says the same of the same model and options each time")
+            shown = check_rendering(backend, asked)
             backend.load()
+            require(check_rendering(backend, asked) == shown, "render_prompt() says the same before and after load()")
             require(_checked_description(backend) == before, "describe() has one key before and after load()")
             whole = _answers(backend, asked, [request.sample_id for request in asked])
             few = [request.sample_id for request in asked[1::3]]
@@ -71,6 +75,7 @@ def check_backend(
             for name in few:
                 require(part[name].text == whole[name].text, f"{name} is answered alike, whatever else is pending")
             require(not _answers(backend, asked, []), "generate() answers nothing where nothing is pending")
+            check_tokens(backend, asked, whole)
             _check_damaged_image(backend, asked)
             _check_usage(backend)
         finally:
