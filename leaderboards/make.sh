@@ -1,23 +1,192 @@
 #!/bin/sh
-# Makes the runs of the published boards again, from their seeds. What is done already is not done again.
+# Makes the runs of the published boards again, from their seeds, and enters those that do not stand there yet.
 #
-# Each model runs in a process of its own, so that its memory can be measured. Needs MHE_TEST_DATA, a folder that holds vqa_rad/. Runs and checkpoints go to build/boards; to publish them, see
-# docs/boards.md (a changed rule is a new version of a board; an entry is replaced with --replace).
+#   make boards                             all boards
+#   make boards BOARD=peft-medvqa-tiny      one board; several: BOARD="phantoms phantom-tuning"
+#   make boards BOARD=… ONLY='mile-ia3-*'   those entrants alone, by patterns of the shell
+#   make boards MISSING=yes                 only who does not stand on the board yet
+#
+# What is done already is not done again: finished trainings and runs lie in $BUILD, interrupted ones go on from their
+# last save, and an entry that stands on a board stays (docs/boards.md: it is replaced with --replace, and a changed
+# rule is a new version). Each model runs in a process of its own, so that its memory can be measured. Boards of real
+# data need MHE_TEST_DATA, a folder that holds vqa_rad/.
+#
+# For proofs on slices: BUILD (runs and checkpoints), LEADERBOARDS (where the boards lie), and more options of the
+# commands in TUNE_OPTIONS and EVAL_OPTIONS.
 set -eu
-: "${MHE_TEST_DATA:?set it to the folder that holds vqa_rad/}"
-export MHE_DATA_DIR="$MHE_TEST_DATA" MHE_RUNS_DIR=build/boards/runs MHE_CHECKPOINTS_DIR=build/boards/checkpoints
-export HF_HUB_OFFLINE=1
+ALL="phantoms vqa-rad-tiny peft-medvqa-tiny phantom-tuning"
+BUILD=${BUILD:-build/boards} LEADERBOARDS=${LEADERBOARDS:-leaderboards} ONLY=${ONLY:-*}
+export MHE_RUNS_DIR="$BUILD/runs" MHE_CHECKPOINTS_DIR="$BUILD/checkpoints" HF_HUB_OFFLINE=1
+[ -z "${MHE_TEST_DATA:-}" ] || export MHE_DATA_DIR="$MHE_TEST_DATA"
+mkdir -p "$BUILD"
 
-# phantoms: the embedded model beside the baseline.
-for model in tiny-llava majority; do
-    mhe eval --model "$model" --task phantom-vqa --task phantom-caption
-done
+stands() { # BOARD TASK ENTRANT
+    [ -e "$LEADERBOARDS/$1/v1/entries/$3/$2" ]
+}
 
-# vqa-rad-tiny: the embedded model before and after training on the official train split. The weights kept are those of
-# the lowest validation loss, on images held out of the train split.
-mhe tune --model tiny-llava --recipe full --task vqa-rad --name tiny-llava-vqa-rad --set learning_rate=1e-3 \
-    --set batch_size=32 --set epochs=16 --set weight_decay=0.05 --set warmup=0.05 --set evaluate_every=54 \
-    --set patience=4
-for model in tiny-llava tiny-llava-vqa-rad majority; do
-    mhe eval --model "$model" --task vqa-rad
+is_wanted() { # BOARD TASK ENTRANT
+    [ -z "${MISSING:-}" ] || ! stands "$@" || return 1
+    set -f
+    for pattern in $ONLY; do
+        # shellcheck disable=SC2254
+        case "$3" in $pattern) set +f && return 0 ;; esac
+    done
+    set +f
+    return 1
+}
+
+needs_data() {
+    : "${MHE_TEST_DATA:?set it to the folder that holds vqa_rad/}"
+}
+
+enter() { # BOARD TASK MODEL KIND SUMMARY
+    is_wanted "$1" "$2" "$3" || return 0
+    mhe eval --model "$3" --task "$2" ${EVAL_OPTIONS:-} >"$BUILD/last-run.txt"
+    run=$(sed -n 's/^Run: //p' "$BUILD/last-run.txt")
+    stands "$1" "$2" "$3" ||
+        mhe board add "$1" "$run" --leaderboards-dir "$LEADERBOARDS" --kind "$4" --summary "$5"
+}
+
+tuned() { # BOARD TASK NAME SUMMARY BASE RECIPE SETTINGS…
+    is_wanted "$1" "$2" "$3" || return 0
+    board=$1 task=$2 name=$3 summary=$4 base=$5 recipe=$6
+    shift 6
+    mhe tune --model "$base" --recipe "$recipe" --task "$task" --name "$name" "$@" ${TUNE_OPTIONS:-}
+    enter "$board" "$task" "$name" checkpoint "$summary"
+}
+
+# ------------------------------------------------------------ phantoms: the embedded model beside the baseline
+
+phantoms() {
+    for task in phantom-vqa phantom-caption; do
+        enter phantoms $task tiny-llava model "trained on phantoms alone"
+        enter phantoms $task majority baseline "the most frequent training answer"
+    done
+}
+
+# ------------------------------------------------------------ vqa-rad-tiny: before and after the official train split
+
+# The weights kept are those of the lowest validation loss, on images held out of the train split.
+vqa_rad_tiny() {
+    needs_data
+    enter vqa-rad-tiny vqa-rad tiny-llava model "trained on phantoms alone"
+    enter vqa-rad-tiny vqa-rad majority baseline "the most frequent training answer of closed and of open questions"
+    tuned vqa-rad-tiny vqa-rad tiny-llava-vqa-rad \
+        "then trained on the train split (full, lowest validation loss)" tiny-llava full \
+        --set learning_rate=1e-3 --set batch_size=32 --set epochs=16 --set weight_decay=0.05 --set warmup=0.05 \
+        --set evaluate_every=54 --set patience=4
+}
+
+# ------------------------------------------------------------ peft-medvqa-tiny: MILE's Tables 1 to 5 in small
+
+# One budget for every row: one pass over the train split. Rates were chosen by validation loss on images held out of
+# the train split (leaderboards/rates.sh): one for each method where it is alone, and full tuning's wherever a module
+# is trained whole.
+BUDGET="batch_size=10 epochs=1 weight_decay=0.05 scheduler=cosine warmup=0.0 keep=last"
+FULL_RATE=1e-3 LORA_RATE=3e-2 PREFIX_RATE=1e-2 IA3_RATE=3e-1 PTV2_RATE=1e-1
+
+budget() { # STEP. (of a pipeline) or nothing, RATE
+    for setting in $BUDGET learning_rate="$2"; do printf -- '--set %s%s ' "$1" "$setting"; done
+}
+
+mile() { # RECIPE METHOD ROW RATE SUMMARY
+    # The settings are words of their own, and so not quoted.
+    # shellcheck disable=SC2046
+    tuned peft-medvqa-tiny vqa-rad "mile-$2-$3" "$5" tiny-blip-vqa "$1" --set preset="mile-$2-$3" $(budget "" "$4")
+}
+
+two_stages() { # PIPELINE SUMMARY STEP…
+    is_wanted peft-medvqa-tiny vqa-rad "$1" || return 0
+    pipeline=$1 summary=$2
+    shift 2
+    # shellcheck disable=SC2046
+    mhe tune "$pipeline" --task vqa-rad --set base=tiny-blip-vqa ${TUNE_OPTIONS:-} \
+        $(for step in "$@"; do budget "$step." $FULL_RATE; done)
+    enter peft-medvqa-tiny vqa-rad "$pipeline" pipeline "$summary"
+}
+
+peft_medvqa_tiny() {
+    needs_data
+    enter peft-medvqa-tiny vqa-rad majority baseline "the most frequent training answer of closed and of open questions"
+    enter peft-medvqa-tiny vqa-rad tiny-blip-vqa model "F F F: the base, trained on source phantoms alone"
+    # shellcheck disable=SC2046
+    tuned peft-medvqa-tiny vqa-rad mile-full "T T T: full tuning, as MISS" tiny-blip-vqa full $(budget "" $FULL_RATE)
+    for rank in 4 8; do
+        mile lora lora "tta-r$rank" $FULL_RATE "Table 1, T T LoRA, rank $rank"
+        mile lora lora "taa-r$rank" $FULL_RATE "Table 1, T LoRA LoRA, rank $rank"
+        mile lora lora "fta-r$rank" $FULL_RATE "Table 1, F T LoRA, rank $rank"
+        mile lora lora "aaa-r$rank" $LORA_RATE "Table 1, LoRA LoRA LoRA, rank $rank"
+        mile lora lora "faa-r$rank" $LORA_RATE "Table 1, F LoRA LoRA, rank $rank"
+    done
+    mile prefix prefix tta $FULL_RATE "Table 2, T T Prefix"
+    mile prefix prefix taa $FULL_RATE "Table 2, T Prefix Prefix"
+    mile prefix prefix faa $PREFIX_RATE "Table 2, F Prefix Prefix"
+    mile ia3 ia3 tta $FULL_RATE "Table 3, T T IA3"
+    mile ia3 ia3 fta $FULL_RATE "Table 3, F T IA3"
+    mile ia3 ia3 taa $FULL_RATE "Table 3, T IA3 IA3"
+    mile ia3 ia3 aaa $IA3_RATE "Table 3, IA3 IA3 IA3"
+    mile ia3 ia3 faa $IA3_RATE "Table 3, F IA3 IA3"
+    mile ptuning-v2 ptv2 tta $FULL_RATE "Table 4, T T PTV2"
+    mile ptuning-v2 ptv2 taa $FULL_RATE "Table 4, T PTV2 PTV2"
+    mile ptuning-v2 ptv2 faa $PTV2_RATE "Table 4, F PTV2 PTV2"
+    mile ptuning-v2 ptv2 ffa $PTV2_RATE "Table 4, F F PTV2"
+    two_stages mile-instruction "Table 5, T T T on instructions alone" instruction
+    two_stages mile-two-stage "Table 5, T T T on the pairs, then on instructions" original instruction
+}
+
+# ------------------------------------------------------------ phantom-tuning: every recipe on every family
+
+# Bases of the source phantoms, tuned on the first 1,200 pairs of the target part. One rate a recipe, the same for all
+# families and not searched.
+BASES=${BASES:-tiny-llava-base tiny-qwen2-vl tiny-mllama tiny-visiongpt2 tiny-llava-next}
+
+target() { # BASE RECIPE SETTING…
+    base=$1 recipe=$2
+    shift 2
+    settings=""
+    for setting in limit=1200 batch_size=16 epochs=2 keep=last "$@"; do
+        case "$setting" in
+            limit=*) settings="$settings --limit ${setting#limit=}" ;;
+            *) settings="$settings --set $setting" ;;
+        esac
+    done
+    # shellcheck disable=SC2086
+    tuned phantom-tuning "$(target_task "$base")" "$base-$recipe" "$base tuned by $recipe" "$base" "$recipe" $settings
+}
+
+target_task() { # BASE
+    case "$1" in tiny-visiongpt2) echo phantom-caption-target ;; *) echo phantom-vqa-target ;; esac
+}
+
+phantom_tuning() {
+    for task in phantom-vqa-target phantom-caption-target; do
+        enter phantom-tuning $task majority baseline "the most frequent training answer"
+    done
+    adapted="vision=adapter fusion=adapter"
+    for base in $BASES; do
+        enter phantom-tuning "$(target_task "$base")" "$base" model "trained on source phantoms alone"
+        target "$base" full learning_rate=5e-4
+        target "$base" lora learning_rate=3e-3 dropout=0 $adapted
+        target "$base" qlora learning_rate=2e-3 dropout=0 $adapted
+        target "$base" dora learning_rate=3e-3 dropout=0 $adapted
+        target "$base" ia3 learning_rate=3e-2 $adapted
+        target "$base" prefix learning_rate=3e-3
+        target "$base" ptuning-v2 learning_rate=3e-2
+        target "$base" bitfit learning_rate=3e-3 vision=biases fusion=biases language="$(biases_of "$base")"
+        target "$base" staged learning_rate=5e-4
+        [ "$base" = tiny-visiongpt2 ] || target "$base" instruction learning_rate=5e-4
+    done
+}
+
+biases_of() { # BASE: language models of Mistral and Llama have none
+    case "$1" in tiny-qwen2-vl | tiny-visiongpt2) echo biases ;; *) echo frozen ;; esac
+}
+
+for board in ${BOARD:-$ALL}; do
+    case " $ALL " in
+        *" $board "*) ;;
+        *) echo "no board $board; there are: $ALL" >&2 && exit 2 ;;
+    esac
+    "$(echo "$board" | tr - _)"
+    mhe board build "$board" --leaderboards-dir "$LEADERBOARDS"
 done

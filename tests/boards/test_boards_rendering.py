@@ -122,6 +122,14 @@ def test_the_same_entries_make_the_same_bytes_in_another_process(bench):
     assert {path: path.read_bytes() for path in first} == stamp
 
 
+def test_a_checkpoint_that_needs_a_class_of_a_plugin_says_which(bench):
+    edit = {"model.needs_class": "mhe_compress.PrunedQwen2VLForConditionalGeneration"}
+    board = bench.add(bench.add(bench.new(), bench.make("pruned", edit=edit)), bench.make("whole"))
+    page = page_of(bench, board)
+    assert "**pruned** (needs `mhe_compress.PrunedQwen2VLForConditionalGeneration`)" in page
+    assert "**whole** (" not in page
+
+
 def test_a_baseline_is_marked_and_an_unverified_model_too(bench):
     board = bench.add(bench.new(), bench.make("majority", right=0.4), kind="baseline")
     board = bench.add(board, bench.make("server", edit={"model.verified": False}))

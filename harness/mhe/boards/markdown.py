@@ -7,7 +7,7 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _MARKUP = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|~#"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"})
 LONGEST_TEXT = 400
@@ -53,11 +53,9 @@ def short_number(value: float | None, cost: str) -> str:
     """A cost as people read it: `1.02 M`, `4.1 MB`, `38 ms`."""
     if value is None:
         return DASH
-    if cost == "latency p50":
-        return f"{three_digits(value * 1000)} ms" if value < 1 else f"{three_digits(value)} s"
-    if cost == "samples/s":
-        return three_digits(value)
-    unit = "B" if cost in {"bytes", "peak memory"} else ""
+    if cost in _OWN_WAY:
+        return _OWN_WAY[cost](value)
+    unit = "B" if cost in {"bytes", "peak memory", "training memory"} else ""
     for factor, prefix in [(1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")]:
         if value >= factor:
             return f"{three_digits(value / factor)} {prefix}{unit}"
@@ -70,3 +68,15 @@ def three_digits(value: float) -> str:
         return "0"
     decimals = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:.{min(decimals, 6)}f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{three_digits(value * 1000)} ms" if value < 1 else f"{three_digits(value)} s"
+
+
+_OWN_WAY: dict[str, Callable[[float], str]] = {
+    "samples/s": three_digits,
+    "latency p50": _seconds,
+    "training time": _seconds,
+    "trained share": lambda value: f"{100 * value:.3f} %",
+}

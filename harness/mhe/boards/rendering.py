@@ -52,7 +52,9 @@ def read_entries(board: BoardFolder) -> list[Entry]:
 def render_board(board: BoardFolder, entries: Sequence[Entry], shelf: MetricShelf) -> dict[str, str]:
     """File name to content, for every generated file of the board."""
     spec = board.spec
-    sections = [task_section(spec, task, rows_of(task, spec.entrants, entries, shelf)) for task in spec.tasks]
+    sections = [
+        task_section(spec, task, rows_of(task, spec.entrants, entries, shelf, spec.costs)) for task in spec.tasks
+    ]
     lines = [GENERATED, "", f"# {escaped(spec.title)}", ""]
     if any(task.phantom for task in spec.tasks):
         drawn = ", ".join(code(task.task) for task in spec.tasks if task.phantom)

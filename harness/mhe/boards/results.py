@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mhe.boards.ranking import Contender, places
+from mhe.documents.board import USUAL_COSTS
 from mhe.statistics import CONFIDENCE, mean_and_std, resampled_values, unit_sums
 
 if TYPE_CHECKING:
@@ -13,12 +14,9 @@ if TYPE_CHECKING:
 
     from mhe.boards.entries import Entry
     from mhe.boards.verification import MetricShelf
-    from mhe.documents.board import BoardTask, Entrant, MetricPin
-    from mhe.documents.run import ScoreRecord
+    from mhe.documents.board import BoardTask, CostName, Entrant, MetricPin
+    from mhe.documents.run import ModelRecord, ScoreRecord
     from mhe.protocols import FloatArray
-
-COSTS = ("parameters", "bytes", "samples/s", "latency p50", "peak memory")
-"""What is shown beside quality, in this order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,13 @@ class Row:
     """Device and batch size of each measurement, distinct and sorted."""
 
 
-def rows_of(task: BoardTask, entrants: Sequence[Entrant], entries: Sequence[Entry], shelf: MetricShelf) -> list[Row]:
+def rows_of(
+    task: BoardTask,
+    entrants: Sequence[Entrant],
+    entries: Sequence[Entry],
+    shelf: MetricShelf,
+    costs: Sequence[CostName] = USUAL_COSTS,
+) -> list[Row]:
     """The table of one task, best first; entrants without an entry on it are left out.
 
     Raises `UserError` and its kin where a metric is not installed here: ranks need it.
@@ -76,7 +80,7 @@ def rows_of(task: BoardTask, entrants: Sequence[Entrant], entries: Sequence[Entr
             entries=tuple(of_entrant[entrant.name]),
             place=found.get(entrant.name),
             cells=cells[entrant.name],
-            costs={cost: _cost(cost, of_entrant[entrant.name]) for cost in COSTS},
+            costs={cost: _cost(cost, of_entrant[entrant.name]) for cost in costs},
             devices=tuple(sorted({_device(entry) for entry in of_entrant[entrant.name]})),
         )
         for entrant in present
@@ -175,7 +179,7 @@ def _places(
 # ------------------------------------------------------------ cost
 
 
-def _cost(cost: str, entries: Sequence[Entry]) -> Cell:
+def _cost(cost: CostName, entries: Sequence[Entry]) -> Cell:
     found = [_measured(cost, entry) for entry in entries]
     known = [value for value, _ in found if value is not None]
     if not known:
@@ -183,8 +187,10 @@ def _cost(cost: str, entries: Sequence[Entry]) -> Cell:
     return Cell(*mean_and_std(known))
 
 
-def _measured(cost: str, entry: Entry) -> tuple[float | None, str | None]:
+def _measured(cost: CostName, entry: Entry) -> tuple[float | None, str | None]:
     model, efficiency = entry.record.model, entry.record.efficiency
+    if cost in {"trained share", "training memory", "training time"}:
+        return _measured_in_training(cost, model)
     if cost == "parameters":
         return model.parameters, "the backend does not tell"
     if cost == "bytes":
@@ -194,6 +200,18 @@ def _measured(cost: str, entry: Entry) -> tuple[float | None, str | None]:
         field = "peak_host_bytes" if efficiency.peak_device_bytes is None else "peak_device_bytes"
     value: float | None = getattr(efficiency, field)
     return value, efficiency.reasons.get(field, "not measured")
+
+
+def _measured_in_training(cost: CostName, model: ModelRecord) -> tuple[float | None, str | None]:
+    training = model.training
+    if training is None:
+        return None, "the run does not tell" if model.lineage else "no checkpoint of a recipe"
+    if cost == "trained share":
+        return (training.trainable_parameters / training.parameters if training.parameters else None), "not told"
+    if cost == "training time":
+        return training.seconds, None
+    peak = training.peak_host_bytes if training.peak_device_bytes is None else training.peak_device_bytes
+    return peak, "not measured"
 
 
 def _device(entry: Entry) -> str:

@@ -9,15 +9,15 @@ from mhe.boards.group_tables import group_lines
 from mhe.boards.markdown import DASH, code, escaped, fixed, plain_line, short_number, table
 from mhe.boards.pareto import Panel, Point, drawing, front_of
 from mhe.boards.ranking import LEVEL
-from mhe.boards.results import COSTS, score_of
+from mhe.boards.results import score_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mhe.boards.results import Cell, Row
-    from mhe.documents.board import BoardSpec, BoardTask, ReportedRow
+    from mhe.documents.board import BoardSpec, BoardTask, CostName, ReportedRow
 
-FRONT_COSTS = ("bytes", "parameters", "latency p50")
+FRONT_COSTS: tuple[CostName, ...] = ("bytes", "parameters", "latency p50", "trained share", "training memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,14 @@ def task_section(spec: BoardSpec, task: BoardTask, rows: Sequence[Row]) -> Secti
     files: dict[str, str] = {}
     if rows:
         directions = _directions(task, rows)
-        panels = _panels(task, rows, higher=directions[task.primary])
-        lines += [*_table(spec, task, rows, panels, directions), "", *_legend(task, rows), ""]
+        panels = _panels(spec, task, rows, higher=directions[task.primary])
+        lines += [*_table(spec, task, rows, panels, directions), "", *_legend(spec, task, rows), ""]
         if panels:
             name = f"pareto-{task.name}.svg"
             drawn = {point.name for panel in panels for point in panel.points}
             names = [row.entrant.name for row in rows if row.entrant.name in drawn]
             files[name] = drawing(f"{task.task}: {task.primary} against cost", task.primary, panels, names)
-            lines += _front_lines(task, name, panels, rows)
+            lines += _front_lines(spec, task, name, panels, rows)
         lines += group_lines(task, rows)
     else:
         lines += ["No entry yet.", ""]
@@ -53,6 +53,13 @@ def task_section(spec: BoardSpec, task: BoardTask, rows: Sequence[Row]) -> Secti
     reported = [row for row in spec.reported if row.task in {task.task, task.name}]
     return Section((*lines, *(_reported_lines(task, reported) if reported else [])), files)
 
+
+COST_NOTES: dict[CostName, str] = {
+    "peak memory": "Peak memory is the device's where it has its own, else the host's.",
+    "trained share": "Trained share: parameters that the last training step moved, of all it held, adapters included.",
+    "training memory": "Training memory: peak of the last training step, on the device where it has its own, else of "
+    "the whole process on the host, Python and its libraries included.",
+}
 
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 
@@ -78,7 +85,7 @@ def _table(
         f"{ARROWS[directions[name]]}"
         for name in task.metrics
     ]
-    head = ["Rank", "Entrant", "Seeds", *values, *COSTS, "Front"]
+    head = ["Rank", "Entrant", "Seeds", *values, *spec.costs, "Front"]
     cells = []
     for row in rows:
         fronts = [panel.cost for panel in panels if row.entrant.name in panel.front]
@@ -88,11 +95,11 @@ def _table(
                 _name(row),
                 f"{len(row.entries)} of {len(spec.seeds)}",
                 *[_value(row.cells[name], is_primary=name == task.primary) for name in task.metrics],
-                *[short_number(row.costs[cost].value, cost) for cost in COSTS],
+                *[short_number(row.costs[cost].value, cost) for cost in spec.costs],
                 ", ".join(fronts) or DASH,
             ]
         )
-    return table(head, cells, [True, False, True, *[True] * len(values), *[True] * len(COSTS), False])
+    return table(head, cells, [True, False, True, *[True] * len(values), *[True] * len(spec.costs), False])
 
 
 def _name(row: Row) -> str:
@@ -102,6 +109,8 @@ def _name(row: Row) -> str:
     marks = [] if all(entry.record.model.verified for entry in row.entries) else ["weights unverified"]
     if any(entry.record.responses_from != "backend" for entry in row.entries):
         marks.append("predictions made elsewhere")
+    needed = {entry.record.model.needs_class for entry in row.entries}
+    marks += [f"needs {code(name)}" for name in sorted(name for name in needed if name is not None)]
     text = f"{name} ({', '.join(marks)})" if marks else name
     return f"{text}: {escaped(row.entrant.summary, 160)}" if row.entrant.summary.strip() else text
 
@@ -118,7 +127,7 @@ def _value(cell: Cell, *, is_primary: bool) -> str:
     return text
 
 
-def _legend(task: BoardTask, rows: Sequence[Row]) -> list[str]:
+def _legend(spec: BoardSpec, task: BoardTask, rows: Sequence[Row]) -> list[str]:
     """How to read the table, and the reason of every empty cell."""
     rule = (
         f"Ranked by {code(task.primary)}: who cannot be told from the best of a group by a paired randomisation test "
@@ -130,7 +139,7 @@ def _legend(task: BoardTask, rows: Sequence[Row]) -> list[str]:
             f"Not ranked: {code(task.primary)} has no direction, neither more nor less is better. In brackets 95 % "
             "bootstrap intervals, after ± the deviation over seeds."
         )
-    lines = [rule, "Peak memory is the device's where it has its own, else the host's."]
+    lines = [rule, *[about for cost, about in COST_NOTES.items() if cost in spec.costs]]
     groups: dict[str, list[str]] = {}
     for row in rows:
         groups.setdefault("; ".join(row.devices), []).append(row.entrant.name)
@@ -140,27 +149,34 @@ def _legend(task: BoardTask, rows: Sequence[Row]) -> list[str]:
         for name, cell in [*row.cells.items(), *row.costs.items()]:
             if cell.value is None:
                 reasons.setdefault((name, plain_line(cell.reason or "not known")), []).append(row.entrant.name)
-    lines += [
+    empty = [
         f"- {DASH} {escaped(name)}, {_listed(names, rows)}: {escaped(reason)}"
         for (name, reason), names in sorted(reasons.items())
     ]
-    first = [f"{line}  " if index < 2 else line for index, line in enumerate(lines[:3])]
-    return [*first, *([""] if len(lines) > 3 else []), *lines[3:]]
+    prose = [f"{line}  " for line in lines[:-1]] + lines[-1:]
+    return [*prose, *(["", *empty] if empty else [])]
+
+
+FEW = 3
+"""So many names are left out of "all but"."""
 
 
 def _listed(names: Sequence[str], rows: Sequence[Row]) -> str:
-    return "all" if len(names) == len(rows) > 1 else ", ".join(names)
+    others = [row.entrant.name for row in rows if row.entrant.name not in names]
+    if not others and len(rows) > 1:
+        return "all"
+    return f"all but {', '.join(others)}" if len(others) <= FEW < len(names) else ", ".join(names)
 
 
 # ------------------------------------------------------------ the front
 
 
-def _panels(task: BoardTask, rows: Sequence[Row], *, higher: bool | None) -> list[Panel]:
+def _panels(spec: BoardSpec, task: BoardTask, rows: Sequence[Row], *, higher: bool | None) -> list[Panel]:
     found: list[Panel] = []
     if higher is None:
         return found
-    for cost in FRONT_COSTS:
-        if cost == "latency p50" and _latency_problem(rows):
+    for cost in (cost for cost in FRONT_COSTS if cost in spec.costs):
+        if cost == "latency p50" and _latency_problem(spec, rows):
             continue
         points = []
         for row in rows:
@@ -174,8 +190,10 @@ def _panels(task: BoardTask, rows: Sequence[Row], *, higher: bool | None) -> lis
     return found
 
 
-def _latency_problem(rows: Sequence[Row]) -> str | None:
+def _latency_problem(spec: BoardSpec, rows: Sequence[Row]) -> str | None:
     """Seconds of different devices or batch sizes say nothing of models."""
+    if "latency p50" not in spec.costs:
+        return None
     compared = [row for row in rows if row.costs["latency p50"].value is not None and row.entrant.kind != "baseline"]
     devices = {device for row in compared for device in row.devices}
     if len(devices) > 1:
@@ -183,7 +201,9 @@ def _latency_problem(rows: Sequence[Row]) -> str | None:
     return None
 
 
-def _front_lines(task: BoardTask, file: str, panels: Sequence[Panel], rows: Sequence[Row]) -> list[str]:
+def _front_lines(
+    spec: BoardSpec, task: BoardTask, file: str, panels: Sequence[Panel], rows: Sequence[Row]
+) -> list[str]:
     lines = [f"![{escaped(task.primary)} of {task.name} against cost; the same in words below]({file})", ""]
     lines += [
         "On the Pareto front (no other entrant is at least as good and as cheap, and better in one; baselines apart):",
@@ -191,10 +211,10 @@ def _front_lines(task: BoardTask, file: str, panels: Sequence[Panel], rows: Sequ
     ]
     quality = {row.entrant.name: row.cells[task.primary].value or 0.0 for row in rows}
     for panel in panels:
-        spent = {point.name: point.cost for point in panel.points}
+        spent = {row.entrant.name: row.costs[panel.cost].value for row in rows}
         steps = [f"{name} ({short_number(spent[name], panel.cost)}, {fixed(quality[name])})" for name in panel.front]
         lines.append(f"- by {panel.cost}: {', '.join(steps)}")
-    problem = _latency_problem(rows)
+    problem = _latency_problem(spec, rows)
     return [*lines, *([f"- {problem}"] if problem else []), ""]
 
 
