@@ -13,13 +13,13 @@ from mhe.documents.board import BoardSpec
 from mhe.documents.checkpoint import Checkpoint
 from mhe.documents.measurement import Measurement
 from mhe.documents.model import ModelSpec
-from mhe.documents.pipeline import PipelineSpec
+from mhe.documents.pipeline import PipelineSpec, PipelineVariant
 from mhe.documents.run import RunRecord
 from mhe.documents.task import TaskSpec
 from mhe.errors import DocumentError
 from mhe.task_files import read_document
 
-KINDS = (TaskSpec, ModelSpec, PipelineSpec, Checkpoint, RunRecord, BoardSpec, Measurement)
+KINDS = (TaskSpec, ModelSpec, PipelineSpec, PipelineVariant, Checkpoint, RunRecord, BoardSpec, Measurement)
 EXAMPLES = sorted((Path(__file__).parent / "data" / "documents").iterdir())
 
 

@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 
 import mhe
+import mhe_hf
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "tests" / "example_plugin"
 TUTORIAL = ROOT / "docs" / "writing-a-plugin.md"
+TUNING = ROOT / "docs" / "tuning.md"
 SOURCES = sorted((EXAMPLE / "src" / "mhe_example").glob("*.py"))
 
 
@@ -131,10 +133,43 @@ def test_training_with_its_recipe_makes_a_better_model(place):
     assert 70 <= float(shown) <= 110
 
 
+def test_training_with_its_recipe_for_transformers_models_moves_normalisations_alone(place):
+    """The recipe that docs/tuning.md shows, through the command, as its readers would run it."""
+    shown = place.json("show", "recipes", "example-norms")
+    assert "example-quick" in json.dumps(shown)
+    command = (
+        "tune", "--model", "tiny-llava", "--recipe", "example-norms", "--task", "example-vqa", "--name", "norms",
+        "--set", "preset=example-quick", "--set", "modules=[vision, language]",
+    )  # fmt: skip
+    planned = place.json(*command, "--dry-run")["steps"][0]["modules"]
+    assert planned["fusion"]["trainable"] == 0 < planned["vision"]["trainable"] < planned["vision"]["total"]
+    (made,) = place.json(*command)["checkpoints"]
+    assert made["status"] == "trained"
+    assert {m["name"]: m["trainable"] for m in made["modules"]} == {n: m["trainable"] for n, m in planned.items()}
+    code = (
+        "import json, mhe_tiny; from pathlib import Path; from safetensors.torch import load_file\n"
+        "before = load_file(mhe_tiny.MODELS / 'tiny-llava' / 'model.safetensors')\n"
+        "after = load_file('checkpoints/norms/0/model/model.safetensors')\n"
+        "assert before.keys() == after.keys()\n"
+        "print(json.dumps([n for n in before if not before[n].equal(after[n])]))"
+    )
+    moved = json.loads(place.run("python", "-c", code).stdout)
+    assert moved
+    assert all("norm" in name for name in moved)
+    assert not [name for name in moved if "projector" in name]
+    losses = [entry["loss"] for entry in made["history"] if "loss" in entry]
+    assert losses[-1] < losses[0]
+    (run,) = place.json("eval", "--model", "norms", "--task", "example-vqa", "--limit", "4")["runs"]
+    assert run["status"] == "complete"
+    assert run["model"]["lineage"][0]["recipe"] == "example-norms"
+    wrong = place.run("mhe", *command[:-1], "modules=[fusion]", "--dry-run", expected=2)
+    assert "no layer normalisation in modules=fusion" in wrong.stderr
+
+
 def test_its_own_tests_pass(place):
     shutil.copy(EXAMPLE / "test_contracts.py", place.folder)
     done = place.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_contracts.py")
-    assert "6 passed" in done.stdout
+    assert "7 passed" in done.stdout
 
 
 def test_its_command_is_listed_and_its_options_are_checked(place):
@@ -163,6 +198,18 @@ def test_the_code_of_the_tutorial_is_the_code_of_the_example():
     assert set(fences) == {"python", "toml", "yaml", "sh", ""}, "no block escapes the tests"
 
 
+def test_the_page_on_tuning_shows_the_recipe_as_it_is():
+    recipe, hooks = (
+        (EXAMPLE / "src" / "mhe_example" / name).read_text(encoding="utf-8") for name in ("norms.py", "__init__.py")
+    )
+    page = TUNING.read_text(encoding="utf-8").partition("## A recipe of your own")[2]
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert blocks[0] == recipe
+    assert len(blocks) == 2
+    assert blocks[1] in hooks
+    assert "def register_recipes" in blocks[1]
+
+
 def test_the_commands_of_the_tutorial_work(place):
     commands = [line for block in blocks_of("sh") for line in block.splitlines()]
     assert len(commands) >= 9
@@ -179,20 +226,31 @@ def test_uninstalled_it_leaves_no_trace(place):
 
 
 def test_it_uses_public_names_only():
-    assert len(SOURCES) == 7
+    assert len(SOURCES) == 9
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mhe":
                 assert node.module == "mhe", f"{path.name} imports {node.module}"
                 assert {alias.name for alias in node.names} <= set(mhe.__all__), path.name
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mhe_hf":
+                assert node.module == "mhe_hf" or str(node.module).startswith("mhe_hf.training."), path.name
+                assert not [alias.name for alias in node.names if alias.name.startswith("_")], path.name
+                if node.module == "mhe_hf":
+                    assert {alias.name for alias in node.names} <= set(mhe_hf.__all__), path.name
             elif isinstance(node, ast.Import):
                 assert not [alias for alias in node.names if alias.name.split(".")[0] == "mhe"], path.name
 
 
-def test_it_is_typed():
+def test_it_is_typed(tmp_path):
+    # The libraries below are looked at where mhe itself is checked: here they would cost a minute.
+    heavy = "torch.*,transformers.*,peft.*,safetensors.*"
+    (tmp_path / "mypy.ini").write_text(
+        f"[mypy]\nfollow_imports = silent\n[mypy-{heavy}]\nfollow_imports = skip\n", encoding="utf-8"
+    )
+    words = ["--strict", "--no-incremental", "--config-file", str(tmp_path / "mypy.ini")]
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", str(EXAMPLE / "src" / "mhe_example")],
-        env={**os.environ, "MYPYPATH": f"{ROOT / 'harness'}:{EXAMPLE / 'src'}"},
+        [sys.executable, "-m", "mypy", *words, str(EXAMPLE / "src" / "mhe_example")],
+        env={**os.environ, "MYPYPATH": f"{ROOT / 'harness'}:{ROOT / 'plugins'}:{EXAMPLE / 'src'}"},
         cwd=EXAMPLE,
         capture_output=True,
         text=True,

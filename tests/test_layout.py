@@ -22,7 +22,7 @@ HEAVY = {"torch", "transformers", "vllm", "peft", "numpy", "ray", "datasets", "b
 ORDER = """
 errors values digests entity_taggers
 documents.migrations documents.base documents.task documents.model documents.run documents.measurement
-documents.checkpoint documents.pipeline documents.board documents
+documents.checkpoint documents.pipeline documents.board documents validation
 protocols backend_abilities hookspecs plugins task_files catalog images image_folders image_hashes subsets samples
 prompting answers fingerprints
 environment run_key run_folder provenance checkpoints model_names
@@ -30,7 +30,7 @@ statistics score_files remembered_profiles scoring usual_scoring
 text_rows predictions references text_pairs
 efficiency engines.local engines run_plan evaluation
 agreement backend_checks measuring
-training_data processes pipelines pipeline_runs audit boards
+training_data validation_scores processes pipelines jobs pipeline_runs previews audit boards
 scored_folders compared_runs compared_values comparison testing cli
 """.split()  # noqa: SIM905 - a list of lines reads as the order it is
 

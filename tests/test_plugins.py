@@ -248,7 +248,7 @@ def test_a_damaged_entry_points_file_costs_its_distribution(tmp_path, text):
         (["bleu"], "returned str 'bleu' in its list"),
         ([print], "returned builtin_function_or_method"),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else None,
 )
 def test_a_hook_that_returns_something_else(returned, told):
     catalog = open_catalog([plugin(register_metrics=lambda: returned), good()])
@@ -382,6 +382,13 @@ def test_register_recipes():
     check_providers_of("register_recipes", "recipes", "recipe")
 
 
+def test_register_model_classes():
+    check_providers_of("register_model_classes", "model_classes", "model_class")
+    named = provider("PrunedStrangeModel")
+    catalog = open_catalog([plugin(register_model_classes=lambda: [named])])
+    assert catalog.model_classes["PrunedStrangeModel"] is named, "classes are named as Python has them"
+
+
 def test_register_engines():
     check_providers_of("register_engines", "engines", "engine")
 
@@ -441,7 +448,7 @@ def test_run_finished():
 
 def test_every_hook_has_its_test():
     names = hook_names()
-    assert len(names) == 13
+    assert len(names) == 14
     missing = [name for name in names if f"test_{name}" not in globals()]
     assert not missing
 

@@ -630,6 +630,18 @@ def test_a_broken_recipe_is_caught(tmp_path):
             assert job.dry_run
             return RecipeResult(model_folder=job.folder, parameters=2, trainable_parameters=1)
 
+    class Shapes(Quiet):
+        def run(self, job):
+            (job.folder / "model").mkdir()
+            (job.folder / "model" / "config.json").write_text("{}")
+            return super().run(job)
+
+    class Weighs(Shapes):
+        def run(self, job):
+            result = super().run(job)
+            (job.folder / "model" / "model.safetensors").write_text("x")
+            return result
+
     job = RecipeJob(InputModel(MODEL, "0"), {}, (), (), tmp_path, 0, lambda phase, numbers: None)
     assert check_recipe(Writes) is None, "nothing is run without a job"
     with pytest.raises(AssertionError, match="writes nothing"):
@@ -638,3 +650,11 @@ def test_a_broken_recipe_is_caught(tmp_path):
     with pytest.raises(AssertionError, match="2 of 1 parameters"):
         check_recipe(Overcounts, job=job)
     assert check_recipe(Quiet, job=job).parameters == 2
+    for number, (recipe, promise) in enumerate(((Shapes, None), (Weighs, "has no weights"))):
+        (tmp_path / str(number)).mkdir()
+        own = replace(job, folder=tmp_path / str(number))
+        if promise is None:
+            assert check_recipe(recipe, job=own).parameters == 2
+            continue
+        with pytest.raises(AssertionError, match=promise):
+            check_recipe(recipe, job=own)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +176,89 @@ def test_a_full_disk_keeps_what_was_saved_before(tuned, catalog, base, place, mo
     room[0] = 100
     done = run_step(catalog, step_of("lora", base), place)
     assert (done.folder / ADAPTER).read_bytes() == (tuned[0].folder / ADAPTER).read_bytes()
+
+
+@pytest.fixture
+def limit_files():
+    """Writing beyond a size is refused by the system itself, as on a full disk or beyond a quota."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int | None) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size is None else size, before[1]))
+
+    yield limit
+    limit(None)
+
+
+def test_a_disk_that_takes_no_more_loses_nothing(catalog, base, place, release, tmp_path, limit_files):
+    """Refused first while the optimizer's state is saved, then while the model is written, each by its own library."""
+    settings = {"vision": "frozen", "language": "frozen", "max_steps": 2, "save_every": 1, "evaluate_every": 2}
+    step = replace(tune_cases.step_on(base), settings=settings)
+    whole = run_step(catalog, step, tune_cases.place_at(tmp_path / "undisturbed", release)).folder
+    sizes = (50_000, 300_000)
+    assert (whole / "model" / "model.safetensors").stat().st_size > max(sizes)
+    saves = []
+    for size in sizes:
+        limit_files(size)
+        with pytest.raises(StorageError, match=r"is full.*make room and run the same command"):
+            run_step(catalog, step, place)
+        limit_files(None)
+        assert not (place.directory / "tuned").exists()
+        saves.append(len(list(place.directory.glob(".work/*/job/checkpoint-*/mhe_saved.json"))))
+    assert saves == [0, 2]
+    done = run_step(catalog, step, place)
+    assert (done.folder / "model" / "model.safetensors").read_bytes() == (
+        whole / "model" / "model.safetensors"
+    ).read_bytes()
+
+
+@BOTH
+def test_killed_while_it_saves_the_adapter_it_ends_the_same(tuned, catalog, base, place, monkeypatch, recipe):
+    from mhe_hf.training import adapters
+
+    original = adapters.write_set
+
+    def die(folder, *_more):
+        (folder / "language" / "half.bin").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapters, "write_set", die)
+    with pytest.raises(KeyboardInterrupt):
+        run_step(catalog, step_of(recipe, base), place)
+    monkeypatch.setattr(adapters, "write_set", original)
+    done = run_step(catalog, step_of(recipe, base), place)
+    assert not list(done.folder.rglob("half.bin"))
+    if recipe == "lora":
+        assert (done.folder / ADAPTER).read_bytes() == (tuned[0].folder / ADAPTER).read_bytes()
+
+
+def test_a_base_whose_download_was_interrupted_is_refused_and_the_whole_one_works(catalog, base, place, tmp_path):
+    torn = Path(shutil.copytree(base, tmp_path / "torn"))
+    weights = (torn / "model.safetensors").read_bytes()
+    (torn / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ModelUnusableError, match=r"model\.safetensors"):
+        run_step(catalog, step_of("lora", torn), place)
+    assert not (place.directory / "tuned").exists()
+    (torn / "model.safetensors").write_bytes(weights)
+    assert run_step(catalog, step_of("lora", torn, max_steps=1), place).status == "trained"
+
+
+def test_a_hub_copy_whose_weights_never_came_says_what_to_type(catalog, base, place, tmp_path, monkeypatch):
+    """The hub's own cache as a download leaves it that ended in the middle: small files, and weights half there."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = tmp_path / "hub" / "models--org--name"
+    shutil.copytree(base, cache / "snapshots" / commit, ignore=shutil.ignore_patterns("*.safetensors"))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    (cache / "blobs").mkdir()
+    (cache / "blobs" / "abc.incomplete").write_bytes(b"half of it")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    step = step_of("lora", base)
+    hub = step.base.model_copy(update={"name": "name", "location": "org/name"})
+    with pytest.raises(ModelUnusableError, match=r"org/name"):
+        run_step(catalog, replace(step, base=hub), place)
+    assert not (place.directory / "tuned").exists()
 
 
 def test_a_device_without_4_bit_weights_is_told(catalog, base, place, monkeypatch):

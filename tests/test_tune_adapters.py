@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,12 +199,13 @@ def shares(catalog, config: str, recipe: str, preset: str) -> tuple[int, int]:
     from mhe.protocols import InputModel, RecipeJob, TrainingExample
 
     example = TrainingExample(request=None, answer="", sample=None)  # type: ignore[arg-type] - a plan only counts them
-    job = RecipeJob(
-        base=InputModel(tune_cases.model_at(folder), "0"), inputs={}, train=[example] * 100, validation=[],
-        folder=Path("nowhere"), seed=0, report=lambda *_: None, architectures=catalog.architectures, offline=True,
-        dry_run=True,
-    )  # fmt: skip
-    result = made.run(job)
+    with tempfile.TemporaryDirectory() as made_here:
+        job = RecipeJob(
+            base=InputModel(tune_cases.model_at(folder), "0"), inputs={}, train=[example] * 100, validation=[],
+            folder=Path(made_here), seed=0, report=lambda *_: None, architectures=catalog.architectures, offline=True,
+            dry_run=True,
+        )  # fmt: skip
+        result = made.run(job)
     return result.trainable_parameters, result.parameters
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,12 +53,12 @@ def arguments(base, release, root, *more, task="vqa-rad", name="mine", recipe="f
     ]  # fmt: skip
 
 
-def test_two_seeds_as_one_json_document_and_nothing_again(call, tmp_path):
-    code, out, err = call("--seeds", "2", "--set", "max_steps=2", "--json")
+def test_three_seeds_as_one_json_document_and_nothing_again(call, tmp_path):
+    code, out, err = call("--seeds", "3", "--set", "max_steps=2", "--json")
     found = json.loads(out)["checkpoints"]
     assert code == 0
-    assert [(c["name"], c["seed"], c["status"]) for c in found] == [("mine", 0, "trained"), ("mine", 1, "trained")]
-    assert found[0]["fingerprint"] != found[1]["fingerprint"]
+    assert [(c["name"], c["seed"], c["status"]) for c in found] == [("mine", seed, "trained") for seed in range(3)]
+    assert len({c["fingerprint"] for c in found}) == 3
     assert "1 training pair(s) dropped" in err
     assert "3 image(s) of the training data are in the evaluated split" in err
     assert "language: " in err
@@ -107,6 +108,43 @@ def test_mistakes_leave_with_2_and_what_to_type(call, more, names, message):
     assert code == 2
     assert message in err
     assert out == ""
+
+
+def test_progress_tells_losses_rate_speed_time_left_and_memory(call, monkeypatch):
+    monkeypatch.setattr("mhe.cli.progress.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("mhe_hf.training.watching.SECONDS_BETWEEN_REPORTS", 0.0)
+    code, _, err = call("--set", "max_steps=3", "--set", "evaluate_every=1", "--set", "best_by=accuracy", name="told")
+    assert code == 0
+    told = r"loss [\d.]+, validation [\d.]+, validation accuracy [\d.]+, rate \S+, [\d.]+ samples/s, at most [\d.]+ \S+"
+    lines = [line for line in err.splitlines() if line.startswith("told@0: train")]
+    assert re.search(told + r" 3/3, [\d.]+/s, 0 s left", lines[-1]), lines
+
+
+def test_trackers_are_told_through_the_trainers_own_report_to(call, tmp_path, monkeypatch):
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    logged = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **more):
+            logged.append((state.global_step, dict(logs)))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
+    monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    code, _, _ = call("--set", "max_steps=2", "--set", "trackers=[tensorboard]", name="tracked")
+    assert code == 0
+    assert [step for step, logs in logged if "loss" in logs] == [1, 2]
+    assert any("eval_loss" in logs for _, logs in logged)
+    code, _, err = call("--set", "max_steps=2", "--set", "trackers=[wandb]", name="tracked")
+    assert code == 0
+    assert "finished already" in err, "a tracker does not change the result"
+    code, _, err = call("--set", "max_steps=1", "--set", "trackers=[wandb]", name="untracked")
+    assert code == 2
+    assert "pip install wandb" in err
+    code, _, err = call("--set", "max_steps=1", "--set", "trackers=[tensorbord]", name="untracked")
+    assert code == 2
+    assert "Did you mean 'tensorboard'?" in err
 
 
 def test_settings_are_read_as_values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,44 @@ def test_fractions_and_weights(catalog, release):
     twice = load(catalog, release, weight=2.5)
     assert len(twice.train) == 2 * len(whole.train) + round(0.5 * len(whole.train))
     assert {e.sample.id for e in twice.train} == {e.sample.id for e in whole.train}
+
+
+def test_shares_of_a_thousandth_and_a_hundredth_lie_in_one_another(catalog, tmp_path):
+    data = tune_cases.write_release(tmp_path / "vqa_rad", images=500, repeat=False)
+
+    def drawn(fraction, seed=0):
+        found = load(catalog, data, seed=seed, fraction=fraction)
+        return {e.sample.id for e in (*found.train, *found.validation)}
+
+    thousandth, hundredth, whole = (drawn(fraction) for fraction in (0.001, 0.01, 1.0))
+    assert (len(thousandth), len(hundredth), len(whole)) == (1, 10, 1000)
+    assert thousandth < hundredth < whole
+    assert drawn(0.01) == hundredth
+    assert drawn(0.01, seed=1) != hundredth
+
+
+def test_tasks_are_mixed_by_weight(catalog, tmp_path):
+    data = tune_cases.write_release(tmp_path / "vqa_rad", repeat=False)
+    path = data / "VQA_RAD Dataset Public.json"
+    rows = json.loads(path.read_text())
+    for row in rows:
+        # Evaluated on images of their own, so that the one task's test is not the other's training.
+        if row["phrase_type"] == "test_freeform":
+            other = (data / "images" / row["image_name"]).read_bytes() + row["qid"].encode()
+            row["image_name"] = f"test{row['qid']}.png"
+            (data / "images" / row["image_name"]).write_bytes(other)
+    path.write_text(json.dumps(rows))
+    content = catalog.task("vqa-rad").model_dump(mode="json")
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump({**content, "name": "other"}), encoding="utf-8")
+    choices = [TrainingChoice(task="vqa-rad", weight=2), TrainingChoice(task=str(tmp_path / "task.yaml"), weight=0.5)]
+    mixed = load_training_set(catalog, choices, seed=0, data_dir=data, offline=True)
+    alone = load_training_set(catalog, choices[:1], seed=0, data_dir=data, offline=True)
+    assert len(mixed.train) == len(alone.train) + round(len(alone.train) / 4)
+    assert set(mixed.tasks) == {"vqa-rad", str(tmp_path / "task.yaml")}
+    counts = Counter(example.sample.id for example in mixed.train)
+    quarter = round(len(alone.train) / 4)
+    assert Counter(counts.values()) == {2: len(alone.train) // 2 - quarter, 3: quarter}
+    assert mixed.train_record.task == "vqa-rad@1 + other@1"
 
 
 def test_nothing_left_is_an_error(catalog, release):

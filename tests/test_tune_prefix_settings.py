@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,12 +48,13 @@ def shares(catalog, recipe: str, preset: str, **settings):
     factory = catalog.recipe(recipe)
     made = factory(factory.Options.model_validate({"preset": preset, "dtype": "fp32", **settings}))
     example = TrainingExample(request=None, answer="", sample=None)  # type: ignore[arg-type] - a plan only counts them
-    job = RecipeJob(
-        base=InputModel(tune_cases.model_at(folder), "0"), inputs={}, train=[example] * 100, validation=[],
-        folder=Path("nowhere"), seed=0, report=lambda *_: None, architectures=catalog.architectures, offline=True,
-        dry_run=True,
-    )  # fmt: skip
-    result = made.run(job)
+    with tempfile.TemporaryDirectory() as made_here:
+        job = RecipeJob(
+            base=InputModel(tune_cases.model_at(folder), "0"), inputs={}, train=[example] * 100, validation=[],
+            folder=Path(made_here), seed=0, report=lambda *_: None, architectures=catalog.architectures, offline=True,
+            dry_run=True,
+        )  # fmt: skip
+        result = made.run(job)
     return result.trainable_parameters, result.parameters, {key: pair[1] for key, pair in result.modules.items()}
 
 

@@ -9,7 +9,20 @@ import pytest
 
 from mhe.catalog import open_catalog
 
-NAMES = {"full", "lora", "qlora", "dora", "ia3", "prefix", "ptuning-v2", "bitfit", "staged", "instruction"}
+NAMES = {
+    "full",
+    "lora",
+    "qlora",
+    "dora",
+    "ia3",
+    "prefix",
+    "ptuning-v2",
+    "bitfit",
+    "staged",
+    "instruction",
+    "distill",
+    "prune",
+}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hf_models
-from mhe import BackendContext, MissingExtraError, ModelSpec, ModelUnusableError
+from mhe import BackendContext, MissingExtraError, ModelSpec, ModelUnusableError, open_image
 from mhe_vllm import adapters, weights
 from mhe_vllm.backend import VllmBackend
 from mhe_vllm.options import VllmOptions
@@ -101,6 +101,28 @@ def test_every_option_is_in_the_key_or_declared_neutral():
     assert set(key) | set(neutral) == set(VllmOptions.model_fields)
     assert not set(key) & set(neutral)
     assert {"dtype", "image_processor", "quantization", "max_model_len", "adapter"} <= set(key)
+
+
+def test_neighbours_with_one_image_open_it_once_and_the_next_run_opens_it_again(folder, tmp_path, monkeypatch):
+    from mhe_hf import load_processor
+    from mhe_vllm import prompts
+
+    opened = []
+    monkeypatch.setattr(prompts, "open_image", lambda image: opened.append(image.id) or open_image(image))
+    path = tmp_path / "same.png"
+    path.write_bytes(hf_models.picture(1))
+    maker = prompts.PromptMaker(load_processor(ModelSpec(name="t", backend="hf", location=str(folder))))
+    asked = [hf_models.ask(f"q{n}", image=path if n < 4 else hf_models.picture(n)) for n in range(6)]
+    before = list(maker.make_ahead(asked, 2))
+    assert len(opened) == 3
+    assert [prompt.request.sample_id for prompt in before] == [f"q{n}" for n in range(6)]
+    assert len({prompt.names for prompt in before}) == 3
+    assert [prompt.pictures[0].tobytes() for prompt in before] == [open_image(r.images[0]).tobytes() for r in asked]
+    path.write_bytes(hf_models.picture(2))
+    after = list(maker.make_ahead(asked[:4], 2))
+    assert len(opened) == 4
+    assert after[0].names != before[0].names
+    assert after[0].pictures[0].tobytes() != before[0].pictures[0].tobytes()
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")

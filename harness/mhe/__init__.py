@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mhe.backend_abilities import RendersPrompts, ScoresTokens
     from mhe.catalog import Catalog, open_catalog
-    from mhe.digests import digest_of, file_digest
+    from mhe.digests import cache_dir, digest_of, file_digest
     from mhe.documents.base import Part
     from mhe.documents.board import BoardSpec
     from mhe.documents.checkpoint import Checkpoint
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mhe.fingerprints import fingerprint_folder
     from mhe.hookspecs import hookimpl
     from mhe.images import BytesSource, FileSource, open_image
+    from mhe.jobs import open_job
     from mhe.model_names import resolve_location
     from mhe.prompting import replace_messages
     from mhe.protocols import (
@@ -61,16 +62,19 @@ if TYPE_CHECKING:
     )
     from mhe.samples import SampleSet, read_samples
     from mhe.text_pairs import score
+    from mhe.validation import ValidationScorer
     from mhe.values import (
         Architecture,
         BackendDescription,
         Case,
         Failure,
         Fingerprint,
+        HeadsPlace,
         Image,
         ImageSource,
         Message,
         MetricValue,
+        NeuronsPlace,
         Preset,
         Provider,
         Request,
@@ -83,7 +87,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "mhe.backend_abilities": ("RendersPrompts", "ScoresTokens"),
     "mhe.catalog": ("Catalog", "open_catalog"),
-    "mhe.digests": ("digest_of", "file_digest"),
+    "mhe.digests": ("cache_dir", "digest_of", "file_digest"),
     "mhe.documents.base": ("Part",),
     "mhe.documents.board": ("BoardSpec",),
     "mhe.documents.checkpoint": ("Checkpoint",),
@@ -109,6 +113,7 @@ _HOMES = {
     "mhe.fingerprints": ("fingerprint_folder",),
     "mhe.hookspecs": ("hookimpl",),
     "mhe.images": ("BytesSource", "FileSource", "open_image"),
+    "mhe.jobs": ("open_job",),
     "mhe.model_names": ("resolve_location",),
     "mhe.prompting": ("replace_messages",),
     "mhe.protocols": (
@@ -134,16 +139,19 @@ _HOMES = {
     ),
     "mhe.samples": ("SampleSet", "read_samples"),
     "mhe.text_pairs": ("score",),
+    "mhe.validation": ("ValidationScorer",),
     "mhe.values": (
         "Architecture",
         "BackendDescription",
         "Case",
         "Failure",
         "Fingerprint",
+        "HeadsPlace",
         "Image",
         "ImageSource",
         "Message",
         "MetricValue",
+        "NeuronsPlace",
         "Preset",
         "Provider",
         "Request",
@@ -178,6 +186,7 @@ __all__ = [
     "FileSource",
     "Fingerprint",
     "Generation",
+    "HeadsPlace",
     "Image",
     "ImageSource",
     "InputModel",
@@ -193,6 +202,7 @@ __all__ = [
     "ModelBackend",
     "ModelSpec",
     "ModelUnusableError",
+    "NeuronsPlace",
     "Part",
     "PipelineSpec",
     "Preset",
@@ -221,13 +231,16 @@ __all__ = [
     "TokenChance",
     "TrainingExample",
     "UserError",
+    "ValidationScorer",
     "__version__",
+    "cache_dir",
     "digest_of",
     "file_digest",
     "fingerprint_folder",
     "hookimpl",
     "open_catalog",
     "open_image",
+    "open_job",
     "read_samples",
     "replace_messages",
     "resolve_location",

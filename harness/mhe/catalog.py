@@ -43,6 +43,8 @@ T = TypeVar("T")
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 """What users type: lower case, digits, dots, dashes."""
+NAMED_ELSEWHERE = ("architecture", "model class")
+"""Kinds whose names are found in checkpoints, not typed."""
 FAMILY = ":"
 """The last character of a provider's name that answers to every name with this beginning."""
 ANY_MEMBER = "NAME"
@@ -98,8 +100,8 @@ class Catalog:
     def check_all(self) -> list[PluginProblem]:
         """Call every listing hook, and return all problems."""
         for names in (
-            self.backends, self.models, self.architectures, self.task_folders, self.readers, self.metrics,
-            self.profiles, self.taggers, self.recipes, self.pipelines, self.engines, self.commands,
+            self.backends, self.models, self.architectures, self.model_classes, self.task_folders, self.readers,
+            self.metrics, self.profiles, self.taggers, self.recipes, self.pipelines, self.engines, self.commands,
         ):  # fmt: skip
             len(names)
         return self.problems
@@ -123,6 +125,11 @@ class Catalog:
         """Where modules live, by model type."""
         found = call_each(self._found, "register_architectures", Architecture)
         return self._unique("architecture", found, lambda item: item.model_type)
+
+    @cached_property
+    def model_classes(self) -> Mapping[str, Provider[type]]:
+        """Model classes of plugins, by the name in `architectures` of config.json."""
+        return self._providers("register_model_classes", "model class")
 
     @cached_property
     def task_folders(self) -> Mapping[str, Traversable]:
@@ -195,7 +202,7 @@ class Catalog:
             name = name_of(item)
             owner = self._owners.get((kind, name))
             own = name.removesuffix(FAMILY) if families else name
-            if not isinstance(name, str) or (kind != "architecture" and not NAME.fullmatch(own)):
+            if not isinstance(name, str) or (kind not in NAMED_ELSEWHERE and not NAME.fullmatch(own)):
                 message = f"the {kind} name {name!r} is refused: lower case, digits, dots and dashes are allowed."
                 info.report(message, "Rename it.")
             elif owner is info:
@@ -244,6 +251,10 @@ class Catalog:
     def recipe(self, name: str) -> RecipeFactory:
         """The recipe's factory."""
         return self._load("recipe", self.recipes, name)
+
+    def model_class(self, name: str) -> type:
+        """The class."""
+        return self._load("model class", self.model_classes, name)
 
     def engine(self, name: str) -> Engine:
         """A fresh engine."""

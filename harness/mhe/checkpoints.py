@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from mhe.digests import file_digest
 from mhe.documents.checkpoint import Checkpoint
-from mhe.documents.model import ModelSpec
+from mhe.documents.model import ModelSpec, TrainingSummary
 from mhe.errors import BusyError, StorageError, UnknownNameError, UserError
 from mhe.fingerprints import fingerprint_folder
 
@@ -117,6 +117,15 @@ def model_of(folder: Path, checkpoint: Checkpoint) -> ModelSpec:
         summary=f"{checkpoint.recipe} of {checkpoint.parent}",
         lineage=checkpoint.lineage,
         seed=checkpoint.seed,
+        training=TrainingSummary(
+            parameters=checkpoint.parameters,
+            trainable_parameters=checkpoint.trainable_parameters,
+            seconds=checkpoint.cost.seconds,
+            peak_host_bytes=checkpoint.cost.peak_host_bytes,
+            peak_device_bytes=checkpoint.cost.peak_device_bytes,
+            device=checkpoint.cost.device,
+        ),
+        needs_class=checkpoint.needs_class,
     )
 
 

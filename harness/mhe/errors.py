@@ -56,7 +56,7 @@ class UnknownNameError(UserError):
         close = difflib.get_close_matches(name, self.known, n=1, cutoff=0.5)
         suggestion = f" Did you mean {close[0]!r}?" if close else ""
         lines = [f"there is no {kind} named {name!r}.{suggestion}"]
-        lines.append(f"Known {kind}s: {', '.join(self.known) or 'none'}.")
+        lines.append(f"Known {kind}{'es' if kind.endswith('s') else 's'}: {', '.join(self.known) or 'none'}.")
         if hint:
             lines.append(hint)
         super().__init__("\n".join(lines))

@@ -297,6 +297,8 @@ def model_record(plan: RunPlan, description: BackendDescription) -> ModelRecord:
         files=dict(fingerprint.files),
         lineage=model.lineage,
         seed=model.seed,
+        training=model.training,
+        needs_class=model.needs_class,
         parameters=description.parameters,
         module_parameters=dict(description.module_parameters),
         bytes_on_disk=fingerprint.bytes_on_disk,

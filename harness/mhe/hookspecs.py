@@ -60,6 +60,14 @@ def register_architectures() -> Sequence[Architecture]:  # type: ignore[empty-bo
 
 
 @hookspec
+def register_model_classes() -> Sequence[Provider[type]]:  # type: ignore[empty-body]
+    """Model classes of one's own that checkpoints need, by the name that `architectures` in their config.json gives.
+
+    Each subclasses a class of transformers, keeps its `model_type`, and is loaded by the backend `hf` in its place.
+    """
+
+
+@hookspec
 def register_task_folders() -> Sequence[Traversable]:  # type: ignore[empty-body]
     """Folders that each hold a `task.yaml` and a `README.md`; use `importlib.resources.files(...)`."""
 

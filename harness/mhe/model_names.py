@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mhe.checkpoints import find_checkpoint, list_checkpoints
+from mhe.checkpoints import CheckpointName, find_checkpoint, list_checkpoints
 from mhe.documents.model import ModelSpec
 from mhe.errors import ModelUnusableError, UnknownNameError, UserError
 
@@ -53,8 +53,7 @@ def _find(name: str, catalog: Catalog, checkpoints_dir: Path | None, *, takes_an
     folder = Path(name).expanduser()
     if folder.is_dir():
         return ModelSpec(name=folder.resolve().name, backend=DEFAULT_BACKEND, location=str(folder.resolve()))
-    if name in catalog.pipelines:
-        raise UserError(f"{name!r} is a pipeline that has not been run yet: mhe tune {name}")
+    refuse_pipeline_not_run(name, catalog)
     if name.startswith((".", "/", "~")):
         raise ModelUnusableError(f"{name}: no such folder.")
     if match := HUB_ID.match(name):
@@ -65,6 +64,25 @@ def _find(name: str, catalog: Catalog, checkpoints_dir: Path | None, *, takes_an
     raise UnknownNameError(
         "model", name, known, hint="A folder, or org/name[@revision] on the hub, can be given as well."
     )
+
+
+def refuse_pipeline_not_run(name: str, catalog: Catalog) -> None:
+    """Raises `UserError`, with what to type, for `PIPELINE`, `PIPELINE@SEED` and `PIPELINE.STEP`, of no checkpoint."""
+    parts = CheckpointName.parse(name)
+    if parts is None:
+        return
+    seed = f" --seed {parts.seed}" if parts.seed else ""
+    owner = max(
+        (n for n in catalog.pipelines if parts.name == n or parts.name.startswith(f"{n}.")), key=len, default=""
+    )
+    if parts.name == owner:
+        raise UserError(f"{name!r} is a pipeline that has not been run yet: mhe tune {owner}{seed}")
+    if owner:
+        step = parts.name.removeprefix(f"{owner}.")
+        raise UserError(
+            f"{name!r} would be a step of the pipeline {owner} that has not been run yet: "
+            f"mhe tune {owner} --until {step}{seed}"
+        )
 
 
 def recorded_location(catalog: Catalog, spec: ModelSpec) -> str:

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mhe.documents.pipeline import PipelineSpec
-from mhe.errors import DocumentError, UnknownNameError, UserError
+from mhe.documents.pipeline import PipelineSpec, PipelineVariant
+from mhe.errors import DocumentError, MheError, UnknownNameError, UserError
 from mhe.model_names import resolve_model
 from mhe.pipelines import Step, StepOutcome, run_step, validate_options
-from mhe.task_files import read_document
+from mhe.task_files import read_document, read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from importlib.resources.abc import Traversable
 
     from mhe.catalog import Catalog
     from mhe.documents.model import ModelSpec
@@ -38,18 +39,55 @@ class StepResult:
 
 
 def find_pipeline(name: str, catalog: Catalog) -> PipelineSpec:
-    """A registered pipeline, or one in a YAML file.
+    """A registered pipeline, or one in a YAML file; a variant with what it takes from the one that it extends.
 
     Raises `UnknownNameError`, `UserError` for a file that is not there, `DocumentError` with every problem.
     """
+    return _read_pipeline(_pipeline_file(name, catalog), catalog, ())
+
+
+def _pipeline_file(name: str, catalog: Catalog) -> Path | Traversable:
     if name in catalog.pipelines:
-        return read_document(PipelineSpec, catalog.pipelines[name])
+        return catalog.pipelines[name]
     path = Path(name).expanduser()
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(f"{name}: no such file. Registered pipelines: {', '.join(catalog.pipelines) or 'none'}.")
-        return read_document(PipelineSpec, path)
+        return path
     raise UnknownNameError("pipeline", name, catalog.pipelines, hint="A YAML file can be given as well: ./my.yaml.")
+
+
+def _read_pipeline(file: Path | Traversable, catalog: Catalog, below: tuple[str, ...]) -> PipelineSpec:
+    data, _ = read_yaml(file)
+    if not isinstance(data, dict) or "extends" not in data:
+        return read_document(PipelineSpec, file)
+    variant = read_document(PipelineVariant, file)
+    chain = (*below, variant.name)
+    if variant.extends in chain:
+        raise DocumentError(str(file), [f"extends: {' extends '.join([*chain, variant.extends])}: a circle"])
+    if variant.extends in catalog.pipelines:
+        other = _read_pipeline(catalog.pipelines[variant.extends], catalog, chain)
+    else:
+        beside = file.with_name(f"{variant.extends}.yaml") if isinstance(file, Path) else None
+        if beside is None or not beside.is_file():
+            raise UnknownNameError(
+                "pipeline",
+                variant.extends,
+                catalog.pipelines,
+                hint=f"{file} extends it, and no such file is beside it.",
+            )
+        other = _read_pipeline(beside, catalog, chain)
+    spec = other.model_copy(
+        update={
+            "name": variant.name,
+            "summary": variant.summary or other.summary,
+            "base": variant.base or other.base,
+            "paper": variant.paper or other.paper,
+        }
+    )
+    if variant.data is not None:
+        spec = with_data(spec, variant.data)
+    return with_settings(spec, variant.settings)
 
 
 def with_settings(spec: PipelineSpec, settings: Mapping[str, object]) -> PipelineSpec:
@@ -122,10 +160,10 @@ def checkpoint_name(spec: PipelineSpec, step: PipelineStep) -> str:
     return spec.name if step.name == spec.steps[-1].name else f"{spec.name}.{step.name}"
 
 
-def check_pipeline(catalog: Catalog, spec: PipelineSpec) -> None:
+def check_pipeline(catalog: Catalog, spec: PipelineSpec, *, checkpoints_dir: Path | None = None) -> None:
     """Find mistakes of every step before the first is trained.
 
-    Raises `DocumentError` with all unknown recipes, tasks and parents, and all wrong options.
+    Raises `DocumentError` with all unknown recipes, tasks, parents and inputs, and all wrong options.
     """
     problems = []
     names = [step.name for step in spec.steps]
@@ -136,6 +174,12 @@ def check_pipeline(catalog: Catalog, spec: PipelineSpec) -> None:
             problems += [f"step {step.name}: {line.strip()}" for line in str(error).splitlines()]
         if step.from_step is not None and step.from_step not in (BASE, *names):
             problems.append(f"step {step.name}: starts from {step.from_step!r}, and there is no such step")
+        for role, name in step.inputs.items():
+            if name not in (BASE, *names):
+                try:
+                    resolve_model(name, catalog, checkpoints_dir=checkpoints_dir)
+                except MheError as error:
+                    problems.append(f"step {step.name}: input {role}: {' '.join(str(error).split())}")
         for choice in step.data or ():
             if choice.task not in catalog.task_folders:
                 problems.append(f"step {step.name}: no task is called {choice.task!r}")
@@ -158,7 +202,7 @@ def run_pipeline(
     `run` runs one step in the place of `run_step`, for those who show progress. Raises what `check_pipeline` and
     `run_step` raise; what was finished before an error stays, and an equal call goes on from there.
     """
-    check_pipeline(catalog, spec)
+    check_pipeline(catalog, spec, checkpoints_dir=place.directory)
     run = run or (lambda step: run_step(catalog, step, place))
     models: dict[str, ModelSpec] = {}
 

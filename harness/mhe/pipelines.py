@@ -9,11 +9,11 @@ A pipeline calls `run_step` for each of its steps, with the model of the one bef
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -36,8 +36,9 @@ from mhe.model_names import recorded_location
 from mhe.processes import Processes, launched_processes, wait_for_first
 from mhe.protocols import BackendContext, InputModel, RecipeJob
 from mhe.provenance import describe_step
-from mhe.run_folder import is_locked, locked, write_atomically
+from mhe.run_folder import is_disk_refusing, is_locked, locked, write_atomically
 from mhe.training_data import TrainingSet, load_training_set
+from mhe.validation_scores import TaskScorer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,12 +127,23 @@ def plan_step(catalog: Catalog, step: Step, place: StepPlace) -> StepPlan:
     """
     factory = catalog.recipe(step.recipe)
     options = validate_options(step.recipe, factory, step.settings)
-    recipe = factory(options)
-    base = _input_model(catalog, step.base, place)
-    inputs = {role: _input_model(catalog, spec, place) for role, spec in step.inputs.items()}
+    base = input_model(catalog, step.base, place)
+    inputs = {role: input_model(catalog, spec, place) for role, spec in step.inputs.items()}
     data = None
     if step.data:
         data = load_training_set(catalog, step.data, seed=step.seed, data_dir=place.data_dir, offline=place.offline)
+    return plan_with(step, factory(options), options, base, inputs, data)
+
+
+def plan_with(
+    step: Step,
+    recipe: Recipe,
+    options: BaseModel,
+    base: InputModel,
+    inputs: Mapping[str, InputModel],
+    data: TrainingSet | None,
+) -> StepPlan:
+    """The plan of a step whose models and data are read already, with their digest."""
     content = {
         "recipe": [recipe.name, recipe.version],
         "options": _binding_options(options),
@@ -162,7 +174,8 @@ def _binding_options(options: BaseModel) -> dict[str, object]:
     return dumped
 
 
-def _input_model(catalog: Catalog, spec: ModelSpec, place: StepPlace) -> InputModel:
+def input_model(catalog: Catalog, spec: ModelSpec, place: StepPlace) -> InputModel:
+    """A model with the fingerprint of its weights. Raises what its backend's `describe` raises."""
     factory = catalog.backend(spec.backend)
 
     def training_samples() -> Sequence[Sample]:
@@ -171,15 +184,35 @@ def _input_model(catalog: Catalog, spec: ModelSpec, place: StepPlace) -> InputMo
     options = parse_options(factory.Options, spec.options, f"options of model {spec.name}")
     context = BackendContext(offline=place.offline, cache_dir=cache_dir(), training_samples=training_samples)
     fingerprint = factory(spec, options, context).describe().fingerprint
-    return InputModel(spec=spec, fingerprint=fingerprint.digest, location=recorded_location(catalog, spec))
+    return InputModel(
+        spec=spec,
+        fingerprint=fingerprint.digest,
+        location=recorded_location(catalog, spec),
+        bytes_on_disk=fingerprint.bytes_on_disk,
+    )
 
 
 # ---------------------------------------------------------------- running
 
 
-def preview_step(catalog: Catalog, plan: StepPlan, place: StepPlace) -> RecipeResult:
-    """What the recipe says it would do (`--dry-run`): modules, parameters, steps. Writes nothing."""
-    return plan.recipe.run(_job(catalog, plan, place, _work_folder(plan, place) / JOB_FOLDER, dry_run=True))
+def preview_step(
+    catalog: Catalog, plan: StepPlan, place: StepPlace, folder: Path | None = None, *, expected_examples: int = 0
+) -> RecipeResult:
+    """What the recipe says it would do (`--dry-run`): modules, parameters, steps, memory.
+
+    The shape of the result is written into `folder`, from which a later step can be planned; where left out, nothing
+    stays. `expected_examples` stand for data that is not on this machine.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="mhe-plan-") as passing:
+            return preview_step(catalog, plan, place, Path(passing), expected_examples=expected_examples)
+    job = _job(catalog, plan, place, folder, dry_run=True)
+    return plan.recipe.run(replace(job, expected_examples=expected_examples))
+
+
+def finished_step(plan: StepPlan, place: StepPlace) -> tuple[Path, Checkpoint] | None:
+    """An equal step's finished and unchanged checkpoint under any name; None where there is none."""
+    return _twin(plan, place)
 
 
 def run_step(catalog: Catalog, step: Step, place: StepPlace) -> StepOutcome:
@@ -293,11 +326,12 @@ def _run_locked(catalog: Catalog, plan: StepPlan, place: StepPlace, work: Path) 
     )
     try:
         result = plan.recipe.run(_job(catalog, plan, place, job_folder, dry_run=False))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except Exception as error:
+        if not is_disk_refusing(error):
             raise
         raise StorageError(
-            f"the disk of {job_folder} is full. What was saved before is kept: make room and run the same command."
+            f"the disk of {job_folder} is full ({error}). "
+            "What was saved before is kept: make room and run the same command."
         ) from None
     if not result.model_folder.is_dir() or not result.model_folder.resolve().is_relative_to(job_folder.resolve()):
         raise RuntimeError(f"recipe {plan.recipe.name} returned {result.model_folder}, which is no folder of its job")
@@ -340,6 +374,7 @@ def _job(catalog: Catalog, plan: StepPlan, place: StepPlace, folder: Path, *, dr
         dry_run=dry_run,
         process=plan.processes.rank,
         processes=plan.processes.count,
+        scorer=TaskScorer(catalog, data.tasks, data.validation, plan.step.seed) if data else None,
     )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mhe.documents.model import ModelSpec
     from mhe.documents.task import TaskSpec
     from mhe.entity_taggers import EntityTagger
+    from mhe.validation import ValidationScorer
     from mhe.values import Architecture, BackendDescription, Case, MetricValue, Request, Response, Sample
 
     FloatArray: TypeAlias = NDArray[np.float64]
@@ -278,6 +279,8 @@ class InputModel:
     fingerprint: str
     location: str = ""
     """As it is recorded: `package:…` stays what it is on every machine. `mhe.resolve_location` finds the folder."""
+    bytes_on_disk: int | None = None
+    """Of all its parts, the base of an adapter too; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,11 +302,16 @@ class RecipeJob:
     """Where modules live, by `config.model_type`, from every plugin."""
     offline: bool = False
     dry_run: bool = False
-    """Find out modules, parameters and steps, train nothing, write nothing."""
+    """Find out modules, parameters, steps and memory; train nothing. Into `folder / "model"` goes the shape of the
+    result alone, a configuration without weights: what follows is planned on it, with the option `random_weights`."""
+    expected_examples: int = 0
+    """Of a dry run without the data: how many training pairs the tasks announce. 0 where `train` holds them."""
     process: int = 0
     """Which of several processes this is; 0 alone writes. The others raise `ShareDoneError` when training is done."""
     processes: int = 1
     """How many train together: more than one only for recipes whose `Options` have `may_share = True`."""
+    scorer: ValidationScorer | None = None
+    """Scores answers to the validation samples; None where a step has no data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +336,8 @@ class RecipeResult:
     loads_in: Sequence[str] = ()
     needs_class: str | None = None
     notes: Sequence[str] = ()
+    needed_bytes: float | None = None
+    """Of a dry run: memory for what must lie there at once (weights, gradients, moments); activations come on top."""
     kept_files: Sequence[str] = ()
     """Names of text files in the job's folder to keep beside the weights' folder, as its `curve.*` are."""
 

@@ -11,6 +11,7 @@ RUNS/<task>/<model>/<first 12 of the run key>/
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -34,6 +35,17 @@ KEY_LENGTH = 12
 def safe_name(name: str) -> str:
     """A name as one part of a path on any system."""
     return re.sub(r"[^A-Za-z0-9._@-]+", "--", name).strip(".-") or "unnamed"
+
+
+def is_disk_refusing(error: BaseException) -> bool:
+    """Whether an error says that there is no more room to write: the disk, the user's quota, or the process's limit.
+
+    Libraries in Rust raise errors of their own, which have the number of the operating system's in their text.
+    """
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in numbers
+    return any(f"(os error {number})" in str(error) for number in numbers)
 
 
 def write_atomically(path: Path, text: str) -> None:

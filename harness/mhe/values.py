@@ -195,6 +195,42 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadsPlace:
+    """Attention of a model class whose heads can be taken out."""
+
+    module: str
+    """`vision` or `language`: what a ratio is set for."""
+    path: str
+    """Dotted path of the attention modules; `*` stands for a layer's number."""
+    projections: tuple[str, str, str]
+    """Query, key and value below the path; a layer that holds several of them is named once for each, in its order."""
+    output: str
+    """The layer below the path that mixes the heads again."""
+    configuration: str
+    """Dotted path of the sub-configuration that says how many heads there are."""
+    heads: str = "num_attention_heads"
+    """Its field."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronsPlace:
+    """Feed-forward networks of a model class whose neurons can be taken out."""
+
+    module: str
+    """`vision` or `language`."""
+    path: str
+    """Dotted path of what holds the layers; `*` stands for a layer's number."""
+    inputs: tuple[str, ...]
+    """Layers below the path with one row a neuron: gate and up, or one."""
+    output: str
+    """The layer with one column a neuron."""
+    configuration: str
+    """Dotted path of the sub-configuration that says how many neurons there are."""
+    width: str = "intermediate_size"
+    """Its field; one that ends in `_ratio` is a whole multiple of `embed_dim`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """Where the modules of a transformers model class live (DESIGN §6).
 
@@ -207,6 +243,10 @@ class Architecture:
     fusion: tuple[str, ...]
     language: tuple[str, ...]
     notes: str = ""
+    heads: tuple[HeadsPlace, ...] = ()
+    """Where attention heads live; empty where nobody has looked, and then they cannot be pruned."""
+    neurons: tuple[NeuronsPlace, ...] = ()
+    """Where feed-forward neurons live."""
 
 
 @dataclass(frozen=True, slots=True)

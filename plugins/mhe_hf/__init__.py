@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from mhe_hf.generation import decode_answer
     from mhe_hf.loading import empty_model, load_configuration, load_model, load_processor
     from mhe_hf.locations import find_location, fingerprint_of
+    from mhe_hf.model_classes import needed_class
     from mhe_hf.options import HfOptions
     from mhe_hf.parts import base_of_adapters, find_parts, fingerprint_parts
+    from mhe_hf.planned import adapters_of, few_bits_of, write_planned
     from mhe_hf.prefixes import (
         PREFIX,
         AttentionShape,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     )
     from mhe_hf.processors import ImageAndText, without_video
     from mhe_hf.prompts import render_prompt, shown_prompt
+    from mhe_hf.quantization import restore_layer_classes
     from mhe_hf.saving import save_published
     from mhe_hf.threads import let_waiting_threads_sleep
     from mhe_hf.training_inputs import collate_training, join_training
@@ -68,8 +71,10 @@ _HOMES = {
     "mhe_hf.generation": ("decode_answer",),
     "mhe_hf.loading": ("empty_model", "load_configuration", "load_model", "load_processor"),
     "mhe_hf.locations": ("find_location", "fingerprint_of"),
+    "mhe_hf.model_classes": ("needed_class",),
     "mhe_hf.options": ("HfOptions",),
     "mhe_hf.parts": ("base_of_adapters", "find_parts", "fingerprint_parts"),
+    "mhe_hf.planned": ("adapters_of", "few_bits_of", "write_planned"),
     "mhe_hf.prefixes": (
         "PREFIX",
         "AttentionShape",
@@ -83,6 +88,7 @@ _HOMES = {
     ),
     "mhe_hf.processors": ("ImageAndText", "without_video"),
     "mhe_hf.prompts": ("render_prompt", "shown_prompt"),
+    "mhe_hf.quantization": ("restore_layer_classes",),
     "mhe_hf.saving": ("save_published",),
     "mhe_hf.threads": ("let_waiting_threads_sleep",),
     "mhe_hf.training_inputs": ("collate_training", "join_training"),
@@ -101,6 +107,7 @@ __all__ = [
     "HfOptions",
     "ImageAndText",
     "KeysAndValues",
+    "adapters_of",
     "adds_special_tokens",
     "architecture_of",
     "attention_layers",
@@ -111,6 +118,7 @@ __all__ = [
     "decode_answer",
     "empty_model",
     "family_of",
+    "few_bits_of",
     "find_location",
     "find_parts",
     "fingerprint_of",
@@ -125,14 +133,17 @@ __all__ = [
     "module_names",
     "module_of",
     "module_parameters",
+    "needed_class",
     "parameter_size",
     "prefix_states",
     "put_prefix",
     "render_prompt",
+    "restore_layer_classes",
     "save_published",
     "shown_prompt",
     "take_prefixes",
     "without_video",
+    "write_planned",
     "write_prefix",
 ]
 

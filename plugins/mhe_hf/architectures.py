@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mhe import Architecture, ModelUnusableError
+from mhe_hf import pruning_places as places
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +30,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             fusion=("model.multi_modal_projector",),
             language=("model.language_model", "lm_head"),
             notes=_LLAVA_NOTES,
+            heads=places.LLAVA_HEADS,
+            neurons=places.LLAVA_NEURONS,
         ),
         Architecture(
             model_type="llava_next",
@@ -36,6 +39,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             fusion=("model.multi_modal_projector", "model.image_newline"),
             language=("model.language_model", "lm_head"),
             notes=_LLAVA_NOTES,
+            heads=places.LLAVA_HEADS,
+            neurons=places.LLAVA_NEURONS,
         ),
         Architecture(
             model_type="qwen2_vl",
@@ -43,6 +48,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             fusion=("model.visual.merger",),
             language=("model.language_model", "lm_head"),
             notes="Vision attn.qkv is fused; the text configuration has no head_dim, so heads cannot be fewer.",
+            heads=places.QWEN2_VL_HEADS,
+            neurons=places.QWEN2_VL_NEURONS,
         ),
         Architecture(
             model_type="mllama",
@@ -55,6 +62,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             ),
             language=("model.language_model", "lm_head"),
             notes="The gates of cross-attention start at 0; the text configuration ignores head_dim.",
+            heads=places.MLLAMA_HEADS,
+            neurons=places.MLLAMA_NEURONS,
         ),
         Architecture(
             model_type="vision-encoder-decoder",
@@ -66,6 +75,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             ),
             language=("decoder",),
             notes="ViT and GPT-2: attn.c_attn of the decoder is fused.",
+            heads=places.VISION_DECODER_HEADS,
+            neurons=places.VISION_DECODER_NEURONS,
         ),
         Architecture(
             model_type="blip",
@@ -74,6 +85,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             language=("text_decoder",),
             notes="Question answering: the joint text-multimodal encoder is fusion, all of the decoder language, as in "
             "MILE. A captioner has no such encoder, so no fusion. Vision self_attn.qkv is fused.",
+            heads=places.BLIP_HEADS,
+            neurons=places.BLIP_NEURONS,
         ),
         Architecture(
             model_type="blip-2",
@@ -81,6 +94,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             fusion=("query_tokens", "qformer", "language_projection"),
             language=("language_model",),
             notes="The Q-Former stays in float32. Vision self_attn.qkv is fused.",
+            heads=places.BLIP2_HEADS,
+            neurons=places.BLIP2_NEURONS,
         ),
     )
 }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from mhe import BackendDescription, Failure, ModelUnusableError, Response, SampleModelError
 from mhe_hf.options import HfOptions
 from mhe_hf.parts import Parts, find_parts, fingerprint_parts
+from mhe_hf.quantization import quantization_on_disk
 from mhe_hf.threads import let_waiting_threads_sleep
 from mhe_hf.versions import library_version
 
@@ -67,7 +68,7 @@ class HfBackend:
         """
         if self._description is None:
             versions = [f"{name} {library_version(name)}" for name in ("transformers", "torch")]
-            if self._options.quantization != "none":
+            if self._options.quantization != "none" or self._is_stored_in_few_bits():
                 versions.append(f"bitsandbytes {library_version('bitsandbytes', extra='quant')}")
             if self._options.all_adapters():
                 versions.append(f"peft {library_version('peft', extra='tune')}")
@@ -91,6 +92,12 @@ class HfBackend:
         parts = find_parts(self._spec, self._options, offline=self._context.offline)
         self._check_trained(parts)
         return fingerprint_parts(parts, self._options.seed_of_new_weights), {}
+
+    def _is_stored_in_few_bits(self) -> bool:
+        if self._options.random_weights:
+            return False
+        folder = find_parts(self._spec, self._options, offline=self._context.offline).base.folder
+        return folder is not None and quantization_on_disk(folder) in ("nf4", "fp4", "int8")
 
     def _load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         if self._options.random_weights:

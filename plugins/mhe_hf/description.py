@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 
 from mhe_hf.architectures import module_parameters, parameter_size
+from mhe_hf.quantization import stored_quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,11 +28,12 @@ class LoadedFacts(TypedDict):
 def loaded_facts(model: PreTrainedModel, options: HfOptions) -> LoadedFacts:
     """Device and precision in words, parameters (tied ones once) in total and by module, stored bits per weight."""
     parameters = sum(parameter_size(p) for p in model.parameters())
-    stored = sum(_stored_bytes(p) for p in model.parameters())
+    stored = stored_bytes(model)
     dtype = str(model.dtype).removeprefix("torch.")
+    kind = options.quantization if options.quantization != "none" else stored_quantization(model.config)
     return LoadedFacts(
         device=_device_name(model.device),
-        precision=dtype if options.quantization == "none" else f"{options.quantization} ({dtype} outside)",
+        precision=dtype if kind is None else f"{kind} ({dtype} outside)",
         parameters=parameters,
         module_parameters=module_parameters(model),
         bits_per_weight=round(8 * stored / parameters, 4) if parameters else 0.0,
@@ -46,8 +48,16 @@ def forget_ends(model: PreTrainedModel) -> None:
             settings.eos_token_id = None
 
 
+def stored_bytes(model: PreTrainedModel) -> int:
+    """Bytes of all weights with the scales of those in few bits, tied ones once."""
+    return sum(_stored_bytes(parameter) for parameter in model.parameters())
+
+
 def _stored_bytes(parameter: torch.nn.Parameter) -> int:
     stored = parameter.numel() * parameter.element_size()
+    scales = getattr(parameter, "SCB", None)
+    if scales is not None:
+        stored += scales.numel() * scales.element_size()
     state = getattr(parameter, "quant_state", None)
     if state is not None:
         # Scales count too: they are what double quantisation makes smaller.

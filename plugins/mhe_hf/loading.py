@@ -8,9 +8,10 @@ from mhe import MissingExtraError, ModelUnusableError
 from mhe_hf.families import bind_family, family_for, family_of
 from mhe_hf.families.chat import ChatFamily
 from mhe_hf.halves import joint_configuration, load_halves
+from mhe_hf.model_classes import own_class
 from mhe_hf.options import HfOptions
 from mhe_hf.parts import find_parts
-from mhe_hf.quantization import quantization_of
+from mhe_hf.quantization import make_whole, quantization_of, stored_quantization
 from mhe_hf.versions import library_version
 from mhe_hf.weight_files import check_folder
 
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    spec: ModelSpec, options: HfOptions | None = None, *, offline: bool = False
+    spec: ModelSpec, options: HfOptions | None = None, *, offline: bool = False, is_made_whole: bool = False
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model with its adapters, in eval mode on its device, and its processor.
+
+    With `is_made_whole`, weights of few bits are turned into whole ones of the same values before adapters are put on.
 
     Every weight comes from the checkpoint: one that lacks some is refused, where transformers would make them up. A
     model put together from two halves draws its cross-attention from `options.seed_of_new_weights`.
@@ -40,13 +43,16 @@ def load_model(
             check_folder(place.folder, allow_pickle=options.allow_pickle)
     configuration = _read_configuration(spec, parts, options, offline=offline)
     processor = _open_processor(spec, parts, options, configuration, offline=offline)
-    model = _load_weights(spec, parts, options, configuration, offline=offline)
+    model = _load_weights(spec, parts, options, configuration, offline=offline, is_made_whole=is_made_whole)
     family_of(processor).mend(model)
+    if is_made_whole:
+        model = make_whole(model)
     if parts.adapters:
         from mhe_hf.adapters import apply_adapters
 
         model = apply_adapters(model, parts, options)
-    if options.device_map is None and options.quantization == "none":
+    # Weights of few bits were put where they belong while they were loaded.
+    if options.device_map is None and options.quantization == "none" and stored_quantization(configuration) is None:
         model = model.to(chosen_device(options))  # type: ignore[arg-type]
     model.eval()
     return model, processor
@@ -151,16 +157,28 @@ def _read_configuration(spec: ModelSpec, parts: Parts, options: HfOptions, *, of
 
 
 def _model_class(configuration: PreTrainedConfig) -> Any:  # noqa: ANN401 - transformers' Auto classes share no base
-    """The class for the family; of the Auto class the one behind it, but for code that lies beside the weights."""
+    """The class for the family; of the Auto class the one behind it, but for code that lies beside the weights.
+
+    A class of a plugin, where the configuration names one.
+    """
     import transformers
 
+    registered = own_class(configuration)
+    if registered is not None:
+        return registered
     found = getattr(transformers, family_for(configuration).model_class)
     mapping = getattr(found, "_model_mapping", {})
     return mapping.get(type(configuration), found)
 
 
 def _load_weights(
-    spec: ModelSpec, parts: Parts, options: HfOptions, configuration: PreTrainedConfig, *, offline: bool
+    spec: ModelSpec,
+    parts: Parts,
+    options: HfOptions,
+    configuration: PreTrainedConfig,
+    *,
+    offline: bool,
+    is_made_whole: bool,
 ) -> PreTrainedModel:
     arguments = _weight_arguments(options)
     if options.quantization != "none" and parts.decoder is not None:
@@ -168,6 +186,10 @@ def _load_weights(
             f"model {spec.name} is put together from two halves, which are not quantised: tune it, and quantise what "
             "was saved."
         )
+    stored = stored_quantization(configuration)
+    if stored is not None:
+        _check_stored(spec, stored, options, is_made_whole=is_made_whole)
+        arguments.setdefault("device_map", {"": str(chosen_device(options))})
     try:
         model_class = _model_class(configuration)
         if options.quantization != "none":
@@ -183,6 +205,22 @@ def _load_weights(
             f"asks for ({', '.join(lacking[:3])}{', …' if len(lacking) > 3 else ''}); it would answer with noise."
         )
     return model
+
+
+def _check_stored(spec: ModelSpec, stored: str, options: HfOptions, *, is_made_whole: bool) -> None:
+    """Raises for options that weights stored in few bits cannot follow, and where their library is not installed."""
+    if options.quantization != "none":
+        raise ModelUnusableError(
+            f"model {spec.name} is quantised already ({stored}), so quantization={options.quantization} cannot be had: "
+            "leave it out, or start from the model it was quantised from."
+        )
+    if options.merge_adapter and not is_made_whole:
+        raise ModelUnusableError(
+            f"model {spec.name} is stored in {stored}, and weights of few bits cannot take an adapter in exactly: "
+            "leave merge_adapter=false, or use the recipe merge, which makes them whole first."
+        )
+    if stored in ("nf4", "fp4", "int8"):
+        library_version("bitsandbytes", extra="quant", needed_for=f"a checkpoint stored in {stored}")
 
 
 def _weights(
@@ -259,6 +297,8 @@ def _unusable(spec: ModelSpec, what: str, error: Exception) -> Exception:
         hint = "\nIts processor needs torchvision; `mhe doctor` says how to install the one that fits torch."
     elif "safetensors" in text and "use_safetensors" in text:
         hint = "\nIts weights are pickles, which can run any code. If you trust them: --set backend.allow_pickle=true"
+    elif "size mismatch" in text or "ignore_mismatched_sizes" in text:
+        hint = "\nIf config.json names a plugin's class under architectures, that plugin is not installed: mhe doctor"
     elif "gated" in text.lower():
         hint = f"\nAccept its licence at https://huggingface.co/{spec.location} and log in: hf auth login"
     elif "cached files" in text or "outgoing traffic" in text:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mhe import Fingerprint, ModelUnusableError, digest_of, fingerprint_folder
 from mhe_hf.adapter_sets import PEFT_KIND, PREFIX_KIND, SET_FILE, AdapterSet, read_set
 from mhe_hf.locations import Location, find_location, fingerprint_of
+from mhe_hf.random_models import configuration_folder
 from mhe_hf.weight_files import check_safetensors
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def find_parts(spec: ModelSpec, options: HfOptions, *, offline: bool) -> Parts:
 
     Raises `ModelUnusableError` for a part that is not there, or an adapter without its base.
     """
+    if options.random_weights:
+        return _shape_alone(spec)
     adapters = [read_adapter(Path(one.folder), one.module) for one in options.all_adapters()]
     place = Path(spec.location).expanduser()
     found_set = read_set(place)
@@ -98,6 +101,15 @@ def find_parts(spec: ModelSpec, options: HfOptions, *, offline: bool) -> Parts:
         ) from None
     names = (spec.location, str(base.folder or base.repo))
     return Parts(base, rest[0] if rest else None, tuple(adapters), names, found_set)
+
+
+def _shape_alone(spec: ModelSpec) -> Parts:
+    """A configuration without weights, with the places of the adapters that a planned step would leave on it."""
+    folder = configuration_folder(spec)
+    found = read_set(folder)
+    members = found.members if found else ()
+    adapters = tuple(Adapter(place, module, "", None, kind) for place, module, kind in members)
+    return Parts(Location(folder), adapters=adapters, names=(spec.location, str(folder)), adapter_set=found)
 
 
 def _member(found: AdapterSet, folder: Path, module: str, kind: str) -> Adapter:

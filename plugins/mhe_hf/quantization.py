@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from mhe_hf.architectures import MODULES, architecture_of, module_of
 from mhe_hf.versions import library_version
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
@@ -41,6 +44,65 @@ def quantization_of(
         else _saved_dtype(configuration),
         llm_int8_skip_modules=skipped,
     )
+
+
+def stored_quantization(configuration: PreTrainedConfig) -> str | None:
+    """How a checkpoint lies on disk: `nf4`, `fp4`, `int8`, the name of another method, or None for whole weights."""
+    return _kind_of(getattr(configuration, "quantization_config", None))
+
+
+def quantization_on_disk(folder: Path) -> str | None:
+    """`stored_quantization` of a folder's config.json, without transformers; None where there is none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # Whoever loads the model says what is wrong with the file.
+        return None
+    return _kind_of(found.get("quantization_config")) if isinstance(found, dict) else None
+
+
+def make_whole(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with every weight of few bits turned into a whole one of the same value; others as they are.
+
+    An adapter is merged exactly only into such a model: merged into 4 bits it is rounded away, with no error.
+    """
+    return model.dequantize() if stored_quantization(model.config) is not None else model
+
+
+def restore_layer_classes(model: PreTrainedModel) -> None:
+    """Turn linear layers that stand in the place of GPT-2's transposed ones back, in place.
+
+    bitsandbytes has no such layer, and what is saved without this reads as the transposed weight.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    with torch.device("meta"):
+        own = type(model)._from_config(model.config)
+    for name, layer in own.named_modules():
+        found = model.get_submodule(name)
+        if isinstance(layer, Conv1D) and isinstance(found, torch.nn.Linear):
+            turned = Conv1D(found.out_features, found.in_features)
+            turned.weight = torch.nn.Parameter(found.weight.data.T.contiguous(), requires_grad=False)
+            if found.bias is not None:
+                turned.bias = torch.nn.Parameter(found.bias.data, requires_grad=False)
+            model.set_submodule(name, turned)
+
+
+def _kind_of(found: object) -> str | None:
+    if found is None:
+        return None
+    settings = found if isinstance(found, dict) else vars(found)
+    method = settings.get("quant_method")
+    method = str(getattr(method, "value", method))
+    if method != "bitsandbytes":
+        return method
+    if settings.get("load_in_8bit", settings.get("_load_in_8bit")):
+        return "int8"
+    return str(settings.get("bnb_4bit_quant_type", "fp4"))
 
 
 def _left_alone(options: HfOptions, configuration: PreTrainedConfig, model_class: type[PreTrainedModel]) -> list[str]:

@@ -19,8 +19,17 @@ _CLIP_NAMES = ((r"^(model\.)?vision_tower\.(?!vision_model\.)", r"\1vision_tower
 PUBLISHED_NAMES: Mapping[str, tuple[tuple[str, str], ...]] = {"llava": _CLIP_NAMES, "llava_next": _CLIP_NAMES}
 
 
+USUAL_SHARD_GB = 50.0
+"""Largest file of weights where nothing else is asked for: the library's own."""
+
+
 def save_published(
-    model: PreTrainedModel, processor: ProcessorMixin, folder: Path, dtype: torch.dtype | None = None
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    *,
+    max_shard_gb: float = USUAL_SHARD_GB,
 ) -> None:
     """Write weights as safetensors in the published key names, configuration, tokenizer and processor.
 
@@ -28,7 +37,8 @@ def save_published(
     """
     if dtype is not None and dtype != model.dtype:
         model = model.to(dtype)  # type: ignore[arg-type]
-    model.save_pretrained(folder)
+    _forget_unpacking(model)
+    model.save_pretrained(folder, max_shard_size=int(max_shard_gb * 10**9))
     processor.save_pretrained(folder)
     rules = PUBLISHED_NAMES.get(str(model.config.model_type), ())
     vision = getattr(model.config, "vision_config", None)
@@ -37,6 +47,22 @@ def save_published(
     for path in folder.glob("*.safetensors"):
         # The library writes weights for the owner alone; a model is there to be read.
         path.chmod(0o644)
+
+
+def _forget_unpacking(model: PreTrainedModel) -> None:
+    """Keep the library from undoing, in what is saved, how it read weights of few bits: it knows no way to."""
+    kept = getattr(model, "_weight_conversions", None)
+    if kept is None:
+        return
+    setattr(model, "_weight_conversions", [step for step in kept if _is_reversible(step)])  # noqa: B010 - torch types it as a module
+
+
+def _is_reversible(step: object) -> bool:
+    try:
+        step.reverse_transform()  # type: ignore[attr-defined]
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _rename(folder: Path, rules: tuple[tuple[str, str], ...]) -> None:

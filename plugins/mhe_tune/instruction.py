@@ -84,8 +84,9 @@ class InstructionRecipe:
 
     def run(self, job: RecipeJob) -> RecipeResult:
         """Make the instructions and train on them, or with `job.dry_run` tell what would be trained."""
-        instructions = self._instructions(job)
-        notes = describe_instructions(instructions)
+        is_counted_only = job.dry_run and not job.train and job.expected_examples > 0
+        instructions = [] if is_counted_only else self._instructions(job)
+        notes = [] if is_counted_only else describe_instructions(instructions)
         job = replace(
             job, train=instructed(job.train, instructions), validation=instructed(job.validation, instructions)
         )

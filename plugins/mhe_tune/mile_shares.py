@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from mhe import InputModel, ModelSpec, RecipeJob, TrainingExample, open_catalog
@@ -83,21 +84,23 @@ def counted(row: Row) -> tuple[dict[str, str], int, int]:
     catalog = open_catalog()
     factory = catalog.recipe(row.recipe)
     options = factory.Options.model_validate({"preset": row.preset, "dtype": "fp32"})
-    folder = Path(mhe_hf.__file__).parent / "configurations" / "miss"
-    job = RecipeJob(
-        base=InputModel(ModelSpec(name="miss", backend="hf", location=str(folder)), ""),
-        inputs={},
-        # Counted for the number of steps, which is of no interest here.
-        train=[_NOTHING],
-        validation=[],
-        folder=folder,
-        seed=0,
-        report=lambda _phase, _numbers: None,
-        architectures=catalog.architectures,
-        offline=True,
-        dry_run=True,
-    )
-    result = factory(options).run(job)
+    base = Path(mhe_hf.__file__).parent / "configurations" / "miss"
+    # A dry run leaves the shape of its result.
+    with TemporaryDirectory() as folder:
+        job = RecipeJob(
+            base=InputModel(ModelSpec(name="miss", backend="hf", location=str(base)), ""),
+            inputs={},
+            # Counted for the number of steps, which is of no interest here.
+            train=[_NOTHING],
+            validation=[],
+            folder=Path(folder),
+            seed=0,
+            report=lambda _phase, _numbers: None,
+            architectures=catalog.architectures,
+            offline=True,
+            dry_run=True,
+        )
+        result = factory(options).run(job)
     treatments = {module: str(getattr(options, module)) for module in ("vision", "fusion", "language")}
     return treatments, result.trainable_parameters, result.parameters
 

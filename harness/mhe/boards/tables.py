@@ -221,6 +221,11 @@ def _front_lines(
 # ------------------------------------------------------------ what papers report
 
 
+def _quoted(value: float) -> str:
+    """With every digit that was printed, and not fewer than measured values have."""
+    return max(fixed(value), str(value), key=len)
+
+
 def _reported_lines(task: BoardTask, reported: Sequence[ReportedRow]) -> list[str]:
     """Quoted rows: in a table of their own, in the order of board.yaml, without ranks."""
     names = list(dict.fromkeys(name for row in reported for name in row.values))
@@ -229,7 +234,7 @@ def _reported_lines(task: BoardTask, reported: Sequence[ReportedRow]) -> list[st
     cells = [
         [
             escaped(row.name),
-            *[fixed(row.values[name]) if name in row.values else DASH for name in names],
+            *[_quoted(row.values[name]) if name in row.values else DASH for name in names],
             escaped(row.source),
             escaped(row.notes) or DASH,
         ]

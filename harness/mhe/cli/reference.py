@@ -70,7 +70,7 @@ def documents_markdown() -> str:
     from mhe.documents.checkpoint import Checkpoint
     from mhe.documents.measurement import Measurement
     from mhe.documents.model import ModelSpec
-    from mhe.documents.pipeline import PipelineSpec
+    from mhe.documents.pipeline import PipelineSpec, PipelineVariant
     from mhe.documents.run import RunRecord
     from mhe.documents.task import TaskSpec
 
@@ -79,7 +79,16 @@ def documents_markdown() -> str:
         NOTE,
         "Unknown keys are refused. `schema_version` is migrated from every past version.\n",
     ]
-    for document in (TaskSpec, ModelSpec, PipelineSpec, Checkpoint, RunRecord, BoardSpec, Measurement):
+    for document in (
+        TaskSpec,
+        ModelSpec,
+        PipelineSpec,
+        PipelineVariant,
+        Checkpoint,
+        RunRecord,
+        BoardSpec,
+        Measurement,
+    ):
         parts.append(f"## {document.__name__}, version {document.current_version}\n")
         parts += [f"{inspect.getdoc(document)}\n"]
         for part in _with_parts(document):

@@ -60,19 +60,20 @@ def _model(catalog: Catalog, name: str) -> Details:
     spec = catalog.models.get(name) or find_checkpoint(name)
     if spec is None:
         from mhe.checkpoints import list_checkpoints
+        from mhe.model_names import refuse_pipeline_not_run
 
+        refuse_pipeline_not_run(name, catalog)
         raise UnknownNameError("model", name, [*catalog.models, *list_checkpoints()], hint="See: mhe show models")
     found = spec.model_dump(mode="json", exclude={"schema_version"})
     return {**found, "location": resolve_location(spec.location), **_origin(catalog, "model", name)}
 
 
 def _pipeline(catalog: Catalog, name: str) -> Details:
-    from mhe.documents.pipeline import PipelineSpec
-    from mhe.task_files import read_document
+    from mhe.pipeline_runs import find_pipeline
 
     if name not in catalog.pipelines:
         raise UnknownNameError("pipeline", name, catalog.pipelines, hint="See: mhe show pipelines")
-    spec = read_document(PipelineSpec, catalog.pipelines[name])
+    spec = find_pipeline(name, catalog)
     found = spec.model_dump(mode="json", exclude={"schema_version"})
     return {**found, "file": str(catalog.pipelines[name]), **_origin(catalog, "pipeline", name)}
 

@@ -13,7 +13,9 @@ import click
 from mhe.cli.completion import complete_model, complete_pipeline, complete_recipe, complete_task
 from mhe.cli.main import catalog_of, say
 from mhe.cli.progress import ProgressLine
+from mhe.cli.run_tables import readable_bytes
 from mhe.cli.settings import parse_value
+from mhe.cli.tune_previews import announce, plan_text, show_pipeline_previews, show_step_previews
 from mhe.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,8 +24,7 @@ if TYPE_CHECKING:
     from mhe.catalog import Catalog
     from mhe.documents.pipeline import PipelineSpec, TrainingChoice
     from mhe.pipeline_runs import StepResult
-    from mhe.pipelines import Step, StepOutcome, StepPlace, StepPlan
-    from mhe.protocols import RecipeResult
+    from mhe.pipelines import Step, StepOutcome, StepPlace
 
 EPILOG = (
     "The options of a recipe, with their defaults: mhe show recipes RECIPE. "
@@ -39,6 +40,13 @@ EPILOG = (
     help="The model to start from: a registered name, NAME[@SEED], a folder, or org/name[@revision].",
 )
 @click.option("--recipe", shell_complete=complete_recipe, help="How to train it, such as full.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="ROLE=MODEL",
+    help="A further model that the recipe reads, such as teacher=llava-1.5-7b. Repeatable.",
+)
 @click.option(
     "--task",
     "tasks",
@@ -76,6 +84,7 @@ def tune(
     pipeline: str | None,
     model: str | None,
     recipe: str | None,
+    inputs: tuple[str, ...],
     tasks: tuple[str, ...],
     name: str | None,
     settings: tuple[str, ...],
@@ -120,20 +129,17 @@ def tune(
         say=say,
     )
     if pipeline is not None:
-        _check_pipeline_call(pipeline, model, recipe)
+        _check_pipeline_call(pipeline, model, recipe, inputs)
         spec = _pipeline(catalog, pipeline, name, chosen, data)
         if dry_run:
-            raise UserError("--dry-run of a pipeline: show one of its steps with --model and --recipe.")
-        outcomes = [
-            result.outcome
-            for number in seeds_wanted
-            for result in run_pipeline_shown(catalog, spec, place, seed=number, until=until)
-        ]
-        _show(outcomes, as_json=as_json)
+            show_pipeline_previews(catalog, spec, place, seeds_wanted, until, as_json=as_json)
+            return 0
+        results = [run_pipeline_shown(catalog, spec, place, seed=number, until=until) for number in seeds_wanted]
+        _show_pipeline(catalog, spec, results, place, as_json=as_json)
         return 0
-    steps = _single_steps(catalog, model, recipe, name, until, chosen, data, seeds_wanted, checkpoints_dir)
+    steps = _single_steps(catalog, model, recipe, inputs, name, until, chosen, data, seeds_wanted, checkpoints_dir)
     if dry_run:
-        _preview(catalog, steps, place, as_json=as_json)
+        show_step_previews(catalog, steps, place, as_json=as_json)
         return 0
     _show([_run(catalog, step, place) for step in steps], as_json=as_json)
     return 0
@@ -143,6 +149,7 @@ def _single_steps(
     catalog: Catalog,
     model: str | None,
     recipe: str | None,
+    inputs: Sequence[str],
     name: str | None,
     until: str | None,
     settings: Mapping[str, object],
@@ -161,12 +168,38 @@ def _single_steps(
         )
     if until is not None:
         raise UserError("--until is for pipelines: mhe tune PIPELINE --until STEP.")
-    catalog.recipe(recipe)
+    roles = read_inputs(recipe, getattr(catalog.recipe(recipe).Options, "input_roles", ()), inputs)
     base = resolve_model(model, catalog, checkpoints_dir=checkpoints_dir)
-    return [Step(name=name, recipe=recipe, base=base, settings=settings, data=data, seed=number) for number in seeds]
+    further = {role: resolve_model(other, catalog, checkpoints_dir=checkpoints_dir) for role, other in roles.items()}
+    return [
+        Step(name=name, recipe=recipe, base=base, settings=settings, inputs=further, data=data, seed=number)
+        for number in seeds
+    ]
 
 
-def _check_pipeline_call(pipeline: str, model: str | None, recipe: str | None) -> None:
+def read_inputs(recipe: str, known: Sequence[str], inputs: Sequence[str]) -> dict[str, str]:
+    """`ROLE=MODEL` as role to model. Raises `UserError` listing all that the recipe cannot use."""
+    found: dict[str, str] = {}
+    problems = []
+    for given in inputs:
+        role, _, model = (part.strip() for part in given.partition("="))
+        if not role or not model:
+            problems.append(f"{given!r}: write ROLE=MODEL")
+        elif role not in known:
+            has = f"it reads {', '.join(known)}" if known else "it reads no further model"
+            problems.append(f"{role!r}: the recipe {recipe} has no such role; {has}")
+        elif role in found:
+            problems.append(f"{role!r}: given twice")
+        else:
+            found[role] = model
+    if problems:
+        raise UserError("--input cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems))
+    return found
+
+
+def _check_pipeline_call(pipeline: str, model: str | None, recipe: str | None, inputs: Sequence[str]) -> None:
+    if inputs:
+        raise UserError(f"{pipeline} is a pipeline, whose steps name their inputs: leave out --input.")
     if recipe is not None:
         raise UserError(f"{pipeline} is a pipeline, which names its recipes: leave out --recipe.")
     if model is not None:
@@ -253,102 +286,64 @@ def _run(catalog: Catalog, step: Step, place: StepPlace) -> StepOutcome:
     from mhe.pipelines import plan_step, run_plan
 
     plan = plan_step(catalog, step, place)
-    _announce(plan)
+    announce(plan)
     with ProgressLine(f"{step.name}@{step.seed}") as line:
 
         def report(phase: str, numbers: Mapping[str, float]) -> None:
             if phase == "plan":
-                say(_plan_text(numbers))
+                say(plan_text(numbers))
             elif "step" in numbers and "steps" in numbers:
-                line.update(phase, int(numbers["step"]), int(numbers["steps"]), _losses_text(numbers))
+                line.update(phase, int(numbers["step"]), int(numbers["steps"]), training_text(numbers))
 
         return run_plan(catalog, plan, replace(place, report=report))
 
 
-def _announce(plan: StepPlan) -> None:
-    data = plan.data
-    if data is None:
-        return
-    say(f"training on {len(data.train):,} pairs, validating on {len(data.validation):,}.")
-    if data.guard.dropped_pairs:
-        say(f"{data.guard.dropped_pairs:,} training pair(s) dropped, because they repeat an evaluated pair.")
-    if data.guard.shared_images:
-        say(
-            f"warning: {data.guard.shared_images:,} image(s) of the training data are in the evaluated split as well; "
-            "the task declares it, and boards show it."
-        )
+def training_text(numbers: Mapping[str, float]) -> str:
+    """Losses, the metric that weights are chosen by, learning rate, speed and memory, in that order."""
+    shown = {"loss": "loss", "validation_loss": "validation"}
+    shown |= {key: key.replace("_", " ") for key in numbers if key.startswith("validation_") and key not in shown}
+    shown["learning_rate"] = "rate"
+    parts = [f"{label} {numbers[key]:.3g}" for key, label in shown.items() if key in numbers]
+    if "samples_per_second" in numbers:
+        parts.append(f"{numbers['samples_per_second']:.1f} samples/s")
+    if "peak_bytes" in numbers:
+        parts.append(f"at most {readable_bytes(numbers['peak_bytes'])}")
+    return ", ".join(parts)
 
 
-def _say_plan(phase: str, numbers: Mapping[str, float]) -> None:
-    if phase == "plan":
-        say(_plan_text(numbers))
+def _show_pipeline(
+    catalog: Catalog,
+    spec: PipelineSpec,
+    results: Sequence[Sequence[StepResult]],
+    place: StepPlace,
+    *,
+    as_json: bool,
+) -> None:
+    """Every step's outcome, and then the tree of each seed."""
+    from mhe.cli.evaluate import default_runs_dir
+    from mhe.cli.pipeline_tree import tree_rows, tree_text
 
-
-def _plan_text(numbers: Mapping[str, float]) -> str:
-    rows = []
-    for name, total in numbers.items():
-        module, _, what = name.rpartition(" ")
-        if what == "parameters" and module:
-            rows.append(f"  {module}: {numbers.get(f'{module} trainable', 0):,.0f} of {total:,.0f} parameters trained")
-    total, trained = numbers.get("parameters", 0.0), numbers.get("trainable", 0.0)
-    rows.append(
-        f"  together: {trained:,.0f} of {total:,.0f} ({trained / total if total else 0:.3%}), "
-        f"{numbers.get('steps', 0):,.0f} steps"
-    )
-    return "\n".join(rows)
-
-
-def _losses_text(numbers: Mapping[str, float]) -> str:
-    shown = (("loss", "loss"), ("validation_loss", "validation"), ("learning_rate", "rate"))
-    return ", ".join(f"{label} {numbers[key]:.3g}" for key, label in shown if key in numbers)
-
-
-def _preview(catalog: Catalog, steps: Sequence[Step], place: StepPlace, *, as_json: bool) -> None:
-    from dataclasses import replace
-
-    from mhe.pipelines import plan_step, preview_step
-
-    documents = []
-    for step in steps:
-        plan = plan_step(catalog, step, place)
-        if not as_json:
-            _announce(plan)
-        result = preview_step(catalog, plan, place if as_json else replace(place, report=_say_plan))
-        documents.append(_preview_document(plan, result))
-        if not as_json:
-            for note in result.notes:
-                click.echo(f"{step.name}@{step.seed}: {note}")
+    outcomes = [result.outcome for of_seed in results for result in of_seed]
+    trees = [tree_rows(catalog, spec, of_seed, place, default_runs_dir()) for of_seed in results]
     if as_json:
-        import json
+        _echo_json(outcomes, tree=[row.to_json() for rows in trees for row in rows])
+        return
+    _show(outcomes, as_json=False)
+    tasks = list(dict.fromkeys(choice.task for choice in spec.data))
+    for rows in trees:
+        click.echo(f"\n{tree_text(rows, tasks)}")
 
-        click.echo(json.dumps({"schema_version": 1, "dry_run": True, "steps": documents}, indent=2, ensure_ascii=False))
 
+def _echo_json(outcomes: Sequence[StepOutcome], **more: object) -> None:
+    import json
 
-def _preview_document(plan: StepPlan, result: RecipeResult) -> dict[str, object]:
-    data = plan.data
-    return {
-        "name": plan.step.name,
-        "seed": plan.step.seed,
-        "step_digest": plan.digest,
-        "parameters": result.parameters,
-        "trainable_parameters": result.trainable_parameters,
-        "modules": {name: {"total": total, "trainable": own} for name, (total, own) in result.modules.items()},
-        "train": len(data.train) if data else 0,
-        "validation": len(data.validation) if data else 0,
-        "dropped_pairs": data.guard.dropped_pairs if data else 0,
-        "shared_images": data.guard.shared_images if data else 0,
-        "notes": list(result.notes),
-    }
+    found = [{**o.checkpoint.model_dump(mode="json"), "folder": str(o.folder), "status": o.status} for o in outcomes]
+    click.echo(json.dumps({"schema_version": 1, "checkpoints": found, **more}, indent=2, ensure_ascii=False))
 
 
 def _show(outcomes: Sequence[StepOutcome], *, as_json: bool) -> None:
     if as_json:
-        import json
-
-        found = [
-            {**o.checkpoint.model_dump(mode="json"), "folder": str(o.folder), "status": o.status} for o in outcomes
-        ]
-        click.echo(json.dumps({"schema_version": 1, "checkpoints": found}, indent=2, ensure_ascii=False))
+        _echo_json(outcomes)
         return
     for outcome in outcomes:
         made = outcome.checkpoint

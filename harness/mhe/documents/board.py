@@ -16,6 +16,20 @@ WeightsCheck = Literal["hashed again", "not here", "hub commit", "unverified", "
 machine that added it; a commit of the hub; told by a server; or nothing to hash (a baseline)."""
 
 
+CostName = Literal[
+    "parameters",
+    "bytes",
+    "samples/s",
+    "latency p50",
+    "peak memory",
+    "trained share",
+    "training memory",
+    "training time",
+]
+"""What may be shown beside quality; the last three are of a checkpoint's last training step."""
+USUAL_COSTS: tuple[CostName, ...] = ("parameters", "bytes", "samples/s", "latency p50", "peak memory")
+
+
 class MetricPin(Part):
     """A metric as the board pins it. The profile is the task's."""
 
@@ -121,6 +135,8 @@ class BoardSpec(Document):
     tasks: Annotated[tuple[BoardTask, ...], Field(min_length=1)]
     entrants: tuple[Entrant, ...] = ()
     reported: tuple[ReportedRow, ...] = ()
+    costs: Annotated[tuple[CostName, ...], Field(min_length=1)] = USUAL_COSTS
+    """Columns of cost, in this order."""
     enter: str = ""
     """What an entrant should know besides the commands; shown under "How to enter"."""
     changes: tuple[BoardChange, ...] = ()
@@ -134,6 +150,8 @@ class BoardSpec(Document):
         problems += [f"entrant {name!r} is listed twice" for name in sorted(set(entrants)) if entrants.count(name) > 1]
         if len(set(self.seeds)) != len(self.seeds):
             problems.append("seeds are listed twice")
+        if len(set(self.costs)) != len(self.costs):
+            problems.append("costs are listed twice")
         problems += [
             f"reported row {row.name!r} names the task {row.task!r}, which is not on this board"
             for row in self.reported

@@ -19,6 +19,20 @@ class Lineage(Part):
     """Task, version and split trained on."""
 
 
+class TrainingSummary(Part):
+    """What the last step of a checkpoint trained and what that took."""
+
+    parameters: int
+    """Of the model in training, adapters included."""
+    trainable_parameters: int
+    seconds: float
+    peak_host_bytes: int | None = None
+    """Of the whole process."""
+    peak_device_bytes: int | None = None
+    """Allocated by tensors."""
+    device: str | None = None
+
+
 class ModelSpec(Document):
     """What stands behind a model's name."""
 
@@ -40,3 +54,7 @@ class ModelSpec(Document):
     """From the checkpoint itself up to the base."""
     seed: int | None = None
     """Training seed of a checkpoint `NAME@SEED`."""
+    training: TrainingSummary | None = None
+    """Of a checkpoint."""
+    needs_class: str | None = None
+    """Of a checkpoint: the class of a plugin that is needed where no library can express the model."""

@@ -57,3 +57,19 @@ class PipelineSpec(Document):
                     raise ValueError(f"step {step.name!r} needs {needed!r}, which comes later: steps run in order")
             seen.add(step.name)
         return self
+
+
+class PipelineVariant(Document):
+    """`NAME.yaml` of a pipeline that is another one on another base: a small one of a true-size one, above all."""
+
+    name: Name
+    extends: Name
+    """The pipeline whose steps these are, by its registered name; in a file that is not registered, one beside it."""
+    summary: str = ""
+    base: str | None = None
+    """In the place of the other's."""
+    data: tuple[TrainingChoice, ...] | None = None
+    """In the place of the other's, for every step that reads any."""
+    settings: dict[str, Any] = {}
+    """As `--set` has them: `STEP.OPTION`, `STEP.inputs.ROLE`, `STEP.recipe`."""
+    paper: str | None = None

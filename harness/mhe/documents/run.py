@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from mhe.documents.base import Document, Part
-from mhe.documents.model import Lineage
+from mhe.documents.model import Lineage, TrainingSummary
 from mhe.documents.task import Generation
 
 
@@ -52,6 +52,10 @@ class ModelRecord(Part):
     files: dict[str, str] = {}
     lineage: tuple[Lineage, ...] = ()
     seed: int | None = None
+    training: TrainingSummary | None = None
+    """Of a checkpoint; None in records made before this was kept."""
+    needs_class: str | None = None
+    """The class of a plugin without which the checkpoint does not load."""
     parameters: int | None = None
     module_parameters: dict[str, int] = {}
     bytes_on_disk: int | None = None

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Options = Mapping[str, object]
 HEX_SHA256 = 64
 
+WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
+
 
 def require(condition: bool, promise: str) -> None:
     """Raise `AssertionError` with the promise, also where Python drops `assert`."""
@@ -229,11 +231,17 @@ def check_recipe(
     require(callable(getattr(recipe, "run", None)), "a recipe has run(job)")
     if job is None:
         return None
-    before = sorted(job.folder.rglob("*"))
+    before = set(job.folder.rglob("*"))
     result: object = recipe.run(replace(job, dry_run=True))
     if not isinstance(result, RecipeResult):
         raise AssertionError(f"run() returns a RecipeResult, not {type(result).__name__}")  # noqa: TRY004 - a broken promise like others
-    require(sorted(job.folder.rglob("*")) == before, "a dry run writes nothing into its folder")
+    shape = job.folder / "model"
+    strays = [path for path in set(job.folder.rglob("*")) - before if path != shape and shape not in path.parents]
+    require(not strays, "a dry run writes nothing into its folder but the shape of the result, in `model`")
+    require(
+        not any(path.suffix in WEIGHT_FILES for path in set(job.folder.rglob("*")) - before),
+        "the shape of a result has no weights",
+    )
     for name, (total, trainable) in {
         "the model": (result.parameters, result.trainable_parameters),
         **result.modules,

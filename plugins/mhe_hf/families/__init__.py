@@ -14,6 +14,7 @@ from mhe_hf.families.blip import BlipAnswers, BlipCaptions, BlipTokens
 from mhe_hf.families.blip2 import Blip2
 from mhe_hf.families.chat import ChatFamily
 from mhe_hf.families.vision_decoder import VisionDecoder
+from mhe_hf.model_classes import class_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +29,7 @@ _bound: WeakKeyDictionary[ProcessorMixin, Family] = WeakKeyDictionary()
 def _blip(configuration: PreTrainedConfig, prefix: str) -> Family:
     text = configuration.text_config
     tokens = BlipTokens(start=int(text.bos_token_id), end=int(text.sep_token_id), pad=int(text.pad_token_id))
-    names = set(configuration.architectures or [])
+    names = class_names(configuration)
     if "BlipForQuestionAnswering" in names:
         return BlipAnswers(tokens)
     if "BlipForConditionalGeneration" in names:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mhe import UserError
-from mhe_hf import MODULES, HfOptions, base_of_adapters
-from mhe_hf.training.adapters import put_adapters, save_adapters
+from mhe_hf import MODULES, adapters_of, write_planned
+from mhe_hf.training.adapters import places_of, put_adapters, save_adapters
 from mhe_hf.training.fitting import (
     empty_model,
     fit,
@@ -57,10 +57,17 @@ def train_adapters(
     refuse_adapted_base(job)
     loaded_with = dict(quantization or {})
     if job.dry_run:
-        empty = empty_model(job)
+        empty = empty_model(job, is_quantised_anew=bool(loaded_with))
         adapters = _adapted(empty, options, job, make_config, usual_targets)
         frozen = frozen_bytes(empty, adapters.architecture, loaded_with, schedule)
-        return preview_of(job, adapters.shares, schedule, frozen + 16 * adapters.shares.trainable)
+        return preview_of(
+            job,
+            adapters.shares,
+            schedule,
+            frozen + 16 * adapters.shares.trainable,
+            model_folder=write_planned(job, adapters=places_of(adapters)),
+            model_options=loaded_with,
+        )
     with quiet_transformers():
         # Adapters are drawn at random when they are put on.
         set_seed(job.seed)
@@ -87,12 +94,12 @@ def train_adapters(
 def refuse_adapted_base(job: RecipeJob) -> None:
     """Raises `UserError` for a base that is an adapter itself: a result names one base and what lies on it."""
     spec = job.base.spec
-    base = base_of_adapters(spec, HfOptions.model_validate(spec.options), offline=job.offline)
+    base = adapters_of(job.base, offline=job.offline)
     if base is not None:
         raise UserError(
             f"model {spec.name} is an adapter on {base}, and an adapter on an adapter cannot be saved. Start from "
             f"--model {base}; or train {spec.name} further with the recipe full, which adds the adapter to the weights "
-            "first."
+            "first; or put it into the weights with the recipe merge, and start from the result."
         )
 
 

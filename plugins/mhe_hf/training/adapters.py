@@ -127,33 +127,43 @@ def save_adapters(
     base: InputModel,
     folder: Path,
     dtype: torch.dtype | None,
+    *,
+    with_base: bool = False,
 ) -> None:
     """Write the adapters in PEFT's format, and the base too where some of its own weights were trained.
 
-    The adapters are taken off the model for that.
+    `with_base` writes it in any case, for one that lies nowhere else. The adapters are taken off the model for that.
     """
     from peft import get_peft_model_state_dict
 
     stored = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     stored = {name.removeprefix("base_model.model."): tensor for name, tensor in stored.items()}
-    places = []
+    places = places_of(adapters)
+    with_base = with_base or adapters.has_full_modules
     folder.mkdir(parents=True)
-    for module, names in adapters.layers.items():
-        root = common_root(names, getattr(adapters.architecture, module))
+    for module, root in places:
         _write_adapter(
             folder / module,
             stored,
-            names,
+            adapters.layers[module],
             root,
             adapters.config,
-            "" if adapters.has_full_modules else base.spec.location,
+            "" if with_base else base.spec.location,
         )
-        places.append({"folder": module, "module": root})
     for name, layer in _adapted(model).items():
         model.set_submodule(name, layer.get_base_layer())
-    if adapters.has_full_modules:
+    if with_base:
         save_published(model, processor, folder, dtype)
-    write_set(folder, places, None if adapters.has_full_modules else base)
+    about = [{"folder": module, "module": root} for module, root in places]
+    write_set(folder, about, None if with_base else base)
+
+
+def places_of(adapters: AdapterSet) -> list[tuple[str, str]]:
+    """Folder of each adapter, and the dotted name of the sub-module that it is saved for."""
+    return [
+        (module, common_root(names, getattr(adapters.architecture, module)))
+        for module, names in adapters.layers.items()
+    ]
 
 
 def write_set(folder: Path, places: Sequence[Mapping[str, str]], base: InputModel | None) -> None:

@@ -6,27 +6,36 @@ trained, `fit`, its own way of saving, `result_of`.
 
 from __future__ import annotations
 
+import errno
 import math
+import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mhe import RecipeResult, ShareDoneError, UserError
-from mhe_hf import HfOptions, base_of_adapters, load_configuration, load_model
+from mhe_hf import HfOptions, adapters_of, few_bits_of, load_configuration, load_model, needed_class, write_planned
 from mhe_hf import empty_model as model_without_weights
+from mhe_hf.training.arguments import check_trackers, is_on_cpu, shared_arguments
+from mhe_hf.training.devices import choose_attention, choose_precision
 from mhe_hf.training.memory import is_out_of_memory, peak_device_bytes, peak_host_bytes, readable_size, what_to_lower
+from mhe_hf.training.yardsticks import Yardstick, choose_yardstick, is_out_of_patience
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import torch
-    from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainingArguments
+    from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 
     from mhe import RecipeJob
+    from mhe_hf.training.answering import ValidationAnswers
     from mhe_hf.training.modules import Shares
     from mhe_hf.training.options import TrainingOptions
     from mhe_hf.training.watching import WatchedTrainer, WholeSaves
 
+UNWRITTEN = "inline_container.cc"
+"""In torch's error where the disk took only part of an optimizer's state; the system's own reason is lost there."""
 HISTORY_KEYS = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
 
 
@@ -39,6 +48,8 @@ class Schedule:
     evaluate_every: int
     save_every: int
     precision: str
+    yardstick: Yardstick = field(default_factory=Yardstick)
+    """What the best validation is chosen by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +69,19 @@ def fit(
     job: RecipeJob,
     schedule: Schedule,
     callbacks: Sequence[TrainerCallback] = (),
+    make_trainer: Callable[..., WatchedTrainer] | None = None,
 ) -> Fitted:
     """Train what `requires_grad`, from the last whole save where there is one, and keep the best or the last weights.
 
-    `callbacks` are the recipe's own. Raises `UserError` where memory runs out or the loss is no number any more, and
-    `ShareDoneError` at the end in every process but the first: what comes after is for one.
+    `callbacks` are the recipe's own; `make_trainer` is called as `WatchedTrainer`, for a loss of its own. Raises
+    `UserError` where memory runs out or the loss is no number any more, and `ShareDoneError` at the end in every
+    process but the first: what comes after is for one.
     """
-    trainer, saves = train(model, processor, options, job, schedule, callbacks)
+    trainer, saves = train(model, processor, options, job, schedule, callbacks, make_trainer)
     if job.process:
         raise ShareDoneError(f"process {job.process} of {job.processes} has done its share of the training")
+    # What an attempt that was killed while it saved has left there.
+    shutil.rmtree(job.folder / "model", ignore_errors=True)
     return Fitted(trainer, saves, choose_weights(trainer, options, job))
 
 
@@ -86,13 +101,13 @@ def result_of(
     from mhe_hf.training.curves import draw_curve
 
     state = fitted.trainer.state
-    history = [
-        {k: float(entry[k]) for k in HISTORY_KEYS if k in entry} for entry in state.log_history if "step" in entry
-    ]
+    keys = dict.fromkeys((*HISTORY_KEYS, schedule.yardstick.key))
+    history = [{k: float(entry[k]) for k in keys if k in entry} for entry in state.log_history if "step" in entry]
     history = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
-    (job.folder / "curve.svg").write_text(draw_curve(history), encoding="utf-8")
+    (job.folder / "curve.svg").write_text(draw_curve(history, schedule.yardstick), encoding="utf-8")
     seen = state.global_step * examples_a_step(options, job)
     together = (f"trained by {job.processes} processes together",) if job.processes > 1 else ()
+    own = needed_class(fitted.trainer.own_model)
     return RecipeResult(
         model_folder=job.folder / "model",
         parameters=shares.parameters,
@@ -105,19 +120,36 @@ def result_of(
         peak_host_bytes=peak_host_bytes(),
         peak_device_bytes=peak_device_bytes(),
         device=str(fitted.trainer.args.device),
-        loads_in=tuple(loads_in),
-        needs_class=needs_class,
-        notes=(f"computed in {schedule.precision}", *together, fitted.note, *notes),
+        loads_in=() if own else tuple(loads_in),
+        needs_class=needs_class or own,
+        notes=(f"computed in {schedule.precision}", _attention_note(fitted), *together, fitted.note, *notes),
     )
 
 
+def _attention_note(fitted: Fitted) -> str:
+    model: PreTrainedModel = fitted.trainer.own_model  # type: ignore[assignment]
+    return f"attention by {model.config._attn_implementation}"
+
+
 def preview_of(
-    job: RecipeJob, shares: Shares, schedule: Schedule, needed_bytes: float, notes: Sequence[str] = ()
+    job: RecipeJob,
+    shares: Shares,
+    schedule: Schedule,
+    needed_bytes: float,
+    notes: Sequence[str] = (),
+    *,
+    model_folder: Path | None = None,
+    model_options: Mapping[str, object] | None = None,
 ) -> RecipeResult:
-    """What a dry run tells. `needed_bytes` are for weights, gradients and moments."""
+    """What a dry run tells. `needed_bytes` are for weights, gradients and moments.
+
+    `model_folder` is what `write_planned` wrote; where left out, the result has the shape of the base.
+    """
     job.report("plan", plan_numbers(shares, schedule))
     return RecipeResult(
-        model_folder=job.folder / "model",
+        model_folder=model_folder or write_planned(job),
+        options=dict(model_options or {}),
+        needed_bytes=needed_bytes,
         parameters=shares.parameters,
         trainable_parameters=shares.trainable,
         modules=shares.modules,
@@ -133,12 +165,16 @@ def preview_of(
 
 
 def plan_schedule(options: TrainingOptions, job: RecipeJob) -> Schedule:
-    """Steps and precision. Raises `UserError` where there is nothing to train on."""
+    """Steps, precision and what weights are chosen by.
+
+    Raises `UserError` where there is nothing to train on, and for a `best_by` that cannot be had.
+    """
     from mhe_hf.training.batches import Rows
 
-    if not job.train:
+    if not job.train and not job.expected_examples:
         raise UserError("this recipe trains, and no training data was given: name a task with --task.")
-    rows = len(Rows(job.train, getattr(options, "questions_per_row", 1), job.seed))
+    check_trackers(options)
+    rows = len(Rows(job.train, getattr(options, "questions_per_row", 1), job.seed)) or job.expected_examples
     a_epoch = math.ceil(math.ceil(rows / (options.batch_size * job.processes)) / options.gradient_accumulation)
     steps = options.max_steps or math.ceil(options.epochs * a_epoch)
     return Schedule(
@@ -147,28 +183,13 @@ def plan_schedule(options: TrainingOptions, job: RecipeJob) -> Schedule:
         evaluate_every=min(options.evaluate_every or a_epoch, steps),
         save_every=min(options.save_every or a_epoch, steps),
         precision=choose_precision(options),
+        yardstick=choose_yardstick(options, job),
     )
 
 
 def examples_a_step(options: TrainingOptions, job: RecipeJob) -> int:
     """How many rows one step of all processes together sees."""
     return options.batch_size * options.gradient_accumulation * job.processes
-
-
-def choose_precision(options: TrainingOptions) -> str:
-    """`fp32`, `bf16` or `fp16`: as asked, or what the device is good at. Raises `UserError` for what it cannot do."""
-    import torch
-
-    has_cuda = options.device == "auto" and torch.cuda.is_available()
-    if options.dtype != "auto":
-        if options.dtype == "fp16" and not has_cuda:
-            raise UserError("dtype=fp16 needs a CUDA device: use dtype=auto, fp32 or bf16.")
-        if options.dtype == "bf16" and has_cuda and not torch.cuda.is_bf16_supported():
-            raise UserError("this GPU has no bf16: use dtype=auto, fp16 or fp32.")
-        return options.dtype
-    if not has_cuda:
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 def load_base(
@@ -186,20 +207,14 @@ def load_base(
         from accelerate import PartialState
 
         # Brings the processes together, and gives each its own GPU before anything is loaded there.
-        PartialState(cpu=_is_on_cpu(options, job))
+        PartialState(cpu=is_on_cpu(options, job))
     spec = job.base.spec
     chosen = HfOptions.model_validate(spec.options)
-    wanted: dict[str, object] = {
-        "dtype": "float32",
-        "attn_implementation": options.attn_implementation or chosen.attn_implementation,
-        **(changes or {}),
-    }
-    if chosen.quantization != "none" and "quantization" not in wanted:
-        raise UserError(
-            f"model {spec.name} is quantised ({chosen.quantization}), and weights of 4 or 8 bits cannot be trained "
-            "whole. Start from the model it was quantised from, or use the recipe qlora."
-        )
-    if changes is None and base_of_adapters(spec, chosen, offline=job.offline):
+    wanted: dict[str, object] = {"dtype": "float32", **(changes or {})}
+    if "attn_implementation" not in wanted:
+        wanted["attn_implementation"] = choose_attention(options, job)
+    check_whole(job, is_quantised_anew="quantization" in wanted)
+    if changes is None and adapters_of(job.base, offline=job.offline):
         # What is trained and saved are weights under their published names.
         wanted["merge_adapter"] = True
     if options.device == "cpu":
@@ -209,15 +224,24 @@ def load_base(
     return model, processor, published if isinstance(published, torch.dtype) else None
 
 
-def _is_on_cpu(options: TrainingOptions, job: RecipeJob) -> bool:
-    """Whether the trainer is to be told to use no device; of several processes it must be, where there is none."""
-    import torch
+def check_whole(job: RecipeJob, *, is_quantised_anew: bool = False) -> None:
+    """Raises `UserError` for a base in few bits, but for one that is so while loading and `is_quantised_anew`."""
+    spec = job.base.spec
+    found = few_bits_of(job.base, offline=job.offline)
+    if found is None or (is_quantised_anew and HfOptions.model_validate(spec.options).quantization != "none"):
+        return
+    raise UserError(
+        f"model {spec.name} is quantised ({found}), and weights of 4 or 8 bits cannot be trained whole. "
+        "Start from the model it was quantised from, which the recipe qlora quantises while it loads; "
+        "or make its weights whole with the recipe merge."
+    )
 
-    return options.device == "cpu" or (job.processes > 1 and not torch.cuda.is_available())
 
-
-def empty_model(job: RecipeJob) -> PreTrainedModel:
-    """The model's shape without its weights. Raises `ModelUnusableError` where its configuration cannot be read."""
+def empty_model(job: RecipeJob, *, is_quantised_anew: bool = False) -> PreTrainedModel:
+    """The model's shape without its weights. Raises `ModelUnusableError` where its configuration cannot be read, and
+    what `check_whole` raises.
+    """
+    check_whole(job, is_quantised_anew=is_quantised_anew)
     spec = job.base.spec
     return model_without_weights(load_configuration(spec, HfOptions.model_validate(spec.options), offline=job.offline))
 
@@ -233,58 +257,6 @@ def plan_numbers(shares: Shares, schedule: Schedule) -> Mapping[str, float]:
 # ---------------------------------------------------------------- training
 
 
-def training_arguments(options: TrainingOptions, job: RecipeJob, schedule: Schedule) -> TrainingArguments:
-    """Ours in transformers' words. Nothing is printed by the trainer: `job.report` tells."""
-    import torch
-    from transformers import TrainingArguments
-
-    return TrainingArguments(
-        output_dir=str(job.folder),
-        max_steps=schedule.steps,
-        learning_rate=options.learning_rate,
-        per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation,
-        # The library knows no one-cycle schedule: the trainer makes it, and this stands for none.
-        lr_scheduler_type="constant" if options.scheduler == "one_cycle" else options.scheduler,
-        warmup_steps=0 if options.scheduler == "constant" else math.ceil(options.warmup * schedule.steps),
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.max_grad_norm,
-        bf16=schedule.precision == "bf16",
-        fp16=schedule.precision == "fp16",
-        use_cpu=_is_on_cpu(options, job),
-        dataloader_pin_memory=options.device == "auto" and torch.cuda.is_available(),
-        eval_strategy="steps" if job.validation else "no",
-        eval_steps=schedule.evaluate_every,
-        prediction_loss_only=True,
-        save_strategy="steps",
-        save_steps=schedule.save_every,
-        # Two, so that there is a whole one while another is written.
-        save_total_limit=2,
-        logging_strategy="steps",
-        logging_steps=max(1, schedule.steps // 100),
-        logging_nan_inf_filter=False,
-        seed=job.seed,
-        data_seed=job.seed,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        report_to=list(options.trackers) or "none",
-        disable_tqdm=True,
-        log_level="error",
-    )
-
-
-def _shared_arguments(options: TrainingOptions, job: RecipeJob, schedule: Schedule) -> TrainingArguments:
-    """`training_arguments`, which bring the processes together. Raises `UserError` where not all of them came."""
-    arguments = training_arguments(options, job, schedule)
-    if arguments.world_size != job.processes:
-        raise UserError(
-            f"{job.processes} process(es) were announced by WORLD_SIZE, and the trainer found {arguments.world_size}. "
-            "Start them with torchrun --nproc_per_node N -m mhe.cli.main tune …"
-        )
-    return arguments
-
-
 def train(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -292,6 +264,7 @@ def train(
     job: RecipeJob,
     schedule: Schedule,
     callbacks: Sequence[TrainerCallback] = (),
+    make_trainer: Callable[..., WatchedTrainer] | None = None,
 ) -> tuple[WatchedTrainer, WholeSaves]:
     """Train to the end, from the last whole save where there is one; the model holds the last weights then.
 
@@ -309,29 +282,31 @@ def train(
     saves = watching.WholeSaves(found[1] if found else 0.0)
     questions = getattr(options, "questions_per_row", 1)
     gradients = watching.GradientWatch()
-    trainer = watching.WatchedTrainer(
+    trainer = (make_trainer or watching.WatchedTrainer)(
         job.train,
         options.warmup if options.scheduler == "one_cycle" else None,
         model=model,
-        args=_shared_arguments(options, job, schedule),
+        args=shared_arguments(options, job, schedule),
         data_collator=RowCollator(processor, context_of(model.config)),
         train_dataset=Rows(job.train, questions, job.seed),
         eval_dataset=Rows(job.validation, questions, job.seed) if job.validation else None,
         callbacks=[
-            watching.BestKeeper(job.folder, options.patience, schedule.steps),
+            watching.BestKeeper(job.folder, options.patience, schedule.steps, schedule.yardstick),
             saves,
             gradients,
-            watching.Reporter(job.report, examples_a_step(options, job)),
+            watching.Reporter(job.report, examples_a_step(options, job), schedule.yardstick),
             *callbacks,
         ],
     )
     gradients.trainer = trainer
+    trainer.yardstick = schedule.yardstick
+    trainer.answers = _validation_answers(model, processor, options, job, schedule)
     # It prints to stdout, which is for results.
     trainer.remove_callback(PrinterCallback)
     if found is not None:
         state = TrainerState.load_from_json(str(found[0] / "trainer_state.json"))
-        losses = watching.validation_losses(state.log_history)
-        if state.global_step >= schedule.steps or watching.is_out_of_patience(losses, options.patience):
+        costs = schedule.yardstick.costs(state.log_history)
+        if state.global_step >= schedule.steps or is_out_of_patience(costs, options.patience):
             # `Trainer.train` would take one step too many.
             trainer._load_from_checkpoint(str(found[0]))
             trainer.state = state
@@ -341,12 +316,27 @@ def train(
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise UserError(what_to_lower(options, error)) from None
+        if UNWRITTEN in str(error):
+            raise OSError(errno.ENOSPC, "a save could not be written whole", str(job.folder)) from None
         raise
     return trainer, saves
 
 
+def _validation_answers(
+    model: PreTrainedModel, processor: ProcessorMixin, options: TrainingOptions, job: RecipeJob, schedule: Schedule
+) -> ValidationAnswers | None:
+    """What measures a metric of answers; None where the validation loss will do. Raises `UserError`."""
+    if job.scorer is None or not schedule.yardstick.samples:
+        return None
+    from mhe_hf.training.answering import ValidationAnswers
+
+    answers = ValidationAnswers(job.scorer, schedule.yardstick, model, processor, options)
+    answers.rehearse(job)
+    return answers
+
+
 def choose_weights(trainer: WatchedTrainer, options: TrainingOptions, job: RecipeJob) -> str:
-    """Put the weights of the lowest validation loss into the model, where those are wanted; says which they are."""
+    """Put the weights of the best validation into the model, where those are wanted; says which they are."""
     from mhe_hf.training.watching import BEST_WEIGHTS, best_note, load_trained
 
     best = best_note(job.folder)
@@ -354,7 +344,8 @@ def choose_weights(trainer: WatchedTrainer, options: TrainingOptions, job: Recip
     if options.keep == "last" or best is None:
         return f"weights of the last step, {steps}"
     load_trained(trainer.own_model, job.folder / BEST_WEIGHTS)
-    return f"weights of step {best['step']:.0f} of {steps}, with the lowest validation loss, {best['loss']:.4f}"
+    chosen = trainer.yardstick
+    return f"weights of step {best['step']:.0f} of {steps}, with the {chosen.best} {chosen.label}, {best['value']:.4f}"
 
 
 @contextmanager

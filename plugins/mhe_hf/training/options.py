@@ -44,15 +44,21 @@ class TrainingOptions(Part):
     """Gradients are scaled down to this norm."""
     evaluate_every: Annotated[int | None, Field(ge=1)] = None
     """Steps between validations; once an epoch where empty. The last step is always validated."""
+    best_by: str = "loss"
+    """Which validation is the best: `loss`, the lowest validation loss; or a value of the task's metrics (`accuracy`,
+    `bleu-4`), of answers generated at each validation."""
+    best_by_samples: Annotated[int | None, Field(ge=1)] = 100
+    """How many validation samples are answered for `best_by`, drawn by the seed; all where empty."""
     patience: Annotated[int | None, Field(ge=1)] = None
-    """Stops after this many validations without a lower validation loss; never where empty."""
+    """Stops after this many validations that are no better than the best before them; never where empty."""
     keep: Literal["best", "last"] = "best"
-    """Which weights are the result: those of the lowest validation loss, or the last ones."""
+    """Which weights are the result: those of the best validation, or the last ones."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the computation; weights are kept in float32 while training. `auto`: bf16, else fp16, on CUDA, fp32 else."""
     device: Literal["auto", "cpu"] = "auto"
     attn_implementation: str | None = None
-    """`eager`, `sdpa`, `flash_attention_2`; transformers' own choice where empty."""
+    """`eager`, `sdpa`, `flash_attention_2`; where empty flash attention 2 if it is installed and the model, the GPU and
+    16 bits allow it, transformers' own choice else."""
     gradient_checkpointing: bool = False
     """Computes activations twice, to keep fewer in memory."""
     save_every: Annotated[int | None, Field(ge=1, json_schema_extra=_NEUTRAL)] = None

@@ -13,19 +13,23 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Trainer, TrainerCallback
 
 from mhe import UserError
+from mhe_hf.training.memory import peak_device_bytes, peak_host_bytes
+from mhe_hf.training.yardsticks import Yardstick, is_out_of_patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_utils import EvalLoopOutput
 
     from mhe import TrainingExample
+    from mhe_hf.training.answering import ValidationAnswers
 
 EXAMPLE_INDEX = "example_index"
 TRAINED_WEIGHTS = "trained.safetensors"
@@ -54,6 +58,9 @@ class WatchedTrainer(Trainer):
         # An answer never stands at a row's first place where the loss shifts: all labels count.
         self._loss_shifts_labels = False
         self._batch: list[int] = []
+        self.yardstick = Yardstick()
+        self.answers: ValidationAnswers | None = None
+        """Asked at each validation, where the yardstick is a metric."""
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -91,11 +98,17 @@ class WatchedTrainer(Trainer):
         index = inputs.pop(EXAMPLE_INDEX, None)
         if index is not None and model.training:
             self._batch = [int(number) for number in index]
-        found = super().compute_loss(model, inputs, return_outputs)
+        found = self.mean_loss(model, inputs, return_outputs)
         if num_items_in_batch is None:
             return found
         part = inputs["labels"].ne(-100).sum() * self.accelerator.num_processes / num_items_in_batch
         return (found[0] * part, found[1]) if isinstance(found, tuple) else found * part
+
+    def mean_loss(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool
+    ) -> torch.Tensor | tuple[torch.Tensor, object]:
+        """The mean over the answers' tokens of this pass: the model's own loss. A recipe may have another."""
+        return super().compute_loss(model, inputs, return_outputs)
 
     def training_step(
         self,
@@ -108,6 +121,14 @@ class WatchedTrainer(Trainer):
         if not bool(torch.isfinite(loss)):
             self.stop_for("the loss", float(loss))
         return loss
+
+    def evaluation_loop(self, *arguments: Any, **more: Any) -> EvalLoopOutput:  # noqa: ANN401 - the parent's own
+        """The validation loss, and the metric of answers where weights are chosen by one."""
+        output = super().evaluation_loop(*arguments, **more)
+        if self.answers is not None:
+            assert output.metrics is not None
+            output.metrics[self.yardstick.key] = self.answers.measure(self)
+        return output
 
     def _save(self, output_dir: str | None = None, state_dict: object = None) -> None:
         """Write the trained parameters under their names in the model.
@@ -141,8 +162,8 @@ class WatchedTrainer(Trainer):
         ids = [self._examples[number].sample.id for number in self._batch]
         kept = best_note(Path(str(self.args.output_dir)))
         last = (
-            f"The best weights so far (step {kept['step']:.0f}, validation loss {kept['loss']:.4f}) are kept in "
-            f"{self.args.output_dir}/{BEST_WEIGHTS}."
+            f"The best weights so far (step {kept['step']:.0f}, {self.yardstick.label} {kept['value']:.4f}) are kept "
+            f"in {self.args.output_dir}/{BEST_WEIGHTS}."
             if kept
             else "No validation had been reached, so nothing is kept."
         )
@@ -173,12 +194,13 @@ class GradientWatch(TrainerCallback):
 
 
 class BestKeeper(TrainerCallback):
-    """Keeps the trained weights of the lowest validation loss, and ends a training that no longer improves."""
+    """Keeps the trained weights of the best validation, and ends a training that no longer improves."""
 
-    def __init__(self, folder: Path, patience: int | None, last_step: int) -> None:
+    def __init__(self, folder: Path, patience: int | None, last_step: int, yardstick: Yardstick) -> None:
         self._folder = folder
         self._patience = patience
         self._last_step = last_step
+        self._yardstick = yardstick
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: object
@@ -191,11 +213,12 @@ class BestKeeper(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: object
     ) -> None:
-        """Keep what is better than anything before; count what is not."""
-        losses = validation_losses(state.log_history)
-        if state.is_world_process_zero and losses and losses[-1][1] <= min(loss for _, loss in losses):
-            keep_best(extra["model"], self._folder, {"step": losses[-1][0], "loss": losses[-1][1]})  # type: ignore[arg-type]
-        if is_out_of_patience(losses, self._patience):
+        """Keep what is no worse than anything before; count what is no better."""
+        costs = self._yardstick.costs(state.log_history)
+        if state.is_world_process_zero and costs and costs[-1][1] <= min(cost for _, cost in costs) < math.inf:
+            step, cost = costs[-1]
+            keep_best(extra["model"], self._folder, {"step": step, "value": self._yardstick.value_of(cost)})  # type: ignore[arg-type]
+        if is_out_of_patience(costs, self._patience):
             control.should_training_stop = True
             control.should_save = True
 
@@ -223,11 +246,17 @@ class WholeSaves(TrainerCallback):
 
 
 class Reporter(TrainerCallback):
-    """Tells the person who waits: step, loss, rate."""
+    """Tells the person who waits: step, losses, rates, memory."""
 
-    def __init__(self, report: Callable[[str, Mapping[str, float]], None], examples_a_step: int) -> None:
+    def __init__(
+        self,
+        report: Callable[[str, Mapping[str, float]], None],
+        examples_a_step: int,
+        yardstick: Yardstick | None = None,
+    ) -> None:
         self._report = report
         self._examples = examples_a_step
+        self._yardstick = yardstick or Yardstick()
         self._numbers: dict[str, float] = {}
         self._last = 0.0
         self._start: tuple[float, int] | None = None
@@ -246,6 +275,8 @@ class Reporter(TrainerCallback):
             if done:
                 self._numbers["samples_per_second"] = done * self._examples / max(1e-9, now - began)
                 self._numbers["seconds_left"] = (state.max_steps - state.global_step) * (now - began) / done
+            device = peak_device_bytes()
+            self._numbers["peak_bytes"] = float(peak_host_bytes() if device is None else device)
             self._numbers |= {"step": float(state.global_step), "steps": float(state.max_steps)}
             self._report("train", dict(self._numbers))
 
@@ -260,6 +291,8 @@ class Reporter(TrainerCallback):
             ):
                 if theirs in logs:
                     self._numbers[ours] = float(logs[theirs])
+            if self._yardstick.key in logs:
+                self._numbers[f"validation_{self._yardstick.name}"] = float(logs[self._yardstick.key])
 
 
 # ---------------------------------------------------------------- what lies in the job's folder
@@ -268,14 +301,6 @@ class Reporter(TrainerCallback):
 def validation_losses(history: Sequence[Mapping[str, float]]) -> list[tuple[int, float]]:
     """(step, loss) of each validation in a trainer's log, in order."""
     return [(int(entry["step"]), float(entry["eval_loss"])) for entry in history if "eval_loss" in entry]
-
-
-def is_out_of_patience(losses: Sequence[tuple[int, float]], patience: int | None) -> bool:
-    """Whether the last `patience` validations brought no loss below the lowest before them."""
-    if patience is None or not losses:
-        return False
-    values = [loss if math.isfinite(loss) else math.inf for _, loss in losses]
-    return len(values) - 1 - values.index(min(values)) >= patience
 
 
 def write_trained(model: torch.nn.Module, path: Path) -> None:
@@ -307,7 +332,7 @@ def keep_best(model: torch.nn.Module, folder: Path, note: Mapping[str, float]) -
 
 
 def best_note(folder: Path) -> dict[str, float] | None:
-    """Step and validation loss of the kept weights; None where none are kept."""
+    """Step of the kept weights, and the value they were kept for; None where none are kept."""
     path = folder / BEST_NOTE
     if not path.is_file():
         return None

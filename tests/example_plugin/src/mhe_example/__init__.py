@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Profile,
         RecipeFactory,
         RunRecord,
+        TaggerFactory,
     )
 
 
@@ -49,10 +50,22 @@ def _load_profile() -> Profile:
     return LENIENT
 
 
+def _load_tagger() -> TaggerFactory:
+    from mhe_example.tagger import GreysTagger
+
+    return GreysTagger
+
+
 def _load_recipe() -> RecipeFactory:
     from mhe_example.recipe import FitThreshold
 
     return FitThreshold
+
+
+def _load_norms() -> RecipeFactory:
+    from mhe_example.norms import NormsRecipe
+
+    return NormsRecipe
 
 
 def _load_command() -> Command:
@@ -105,9 +118,18 @@ def register_profiles() -> Sequence[Provider[Profile]]:
 
 
 @hookimpl
+def register_taggers() -> Sequence[Provider[TaggerFactory]]:
+    """What finds entities, for metrics that weigh their words more."""
+    return [Provider("example-greys", "the words for how bright a square is", _load_tagger)]
+
+
+@hookimpl
 def register_recipes() -> Sequence[Provider[RecipeFactory]]:
-    """A way to train."""
-    return [Provider("example-fit", "fits the one weight to the training split", _load_recipe)]
+    """Ways to train. `extra` is what a user is told to install where torch and transformers are not there."""
+    return [
+        Provider("example-fit", "fits the one weight to the training split", _load_recipe),
+        Provider("example-norms", "trains the layer normalisations of chosen modules", _load_norms, extra="hf"),
+    ]
 
 
 @hookimpl

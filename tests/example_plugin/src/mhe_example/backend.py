@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from mhe import (
     Part,
     Response,
     SampleDataError,
+    TokenChance,
     fingerprint_folder,
     open_image,
 )
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from mhe import BackendContext, Image, ModelSpec, Request
 
 WEIGHTS = "threshold.bin"
+GREYS_OF_DOUBT = 16
 
 
 class BrightnessOptions(Part):
@@ -79,6 +82,21 @@ class BrightnessBackend:
 
     def close(self) -> None:
         self._threshold = None
+
+    def render_prompt(self, request: Request) -> str | None:
+        # The text that the model reads: this one is shown the image alone.
+        return None
+
+    def next_tokens(self, request: Request, before: Sequence[int], most: int) -> Sequence[Sequence[TokenChance]]:
+        assert self._threshold is not None, "load() comes first"
+        above = (brightness(request.images[0]) - self._threshold) / GREYS_OF_DOUBT
+        words = [
+            TokenChance(1, self._options.bright, -math.log1p(math.exp(-above)), self._options.bright),
+            TokenChance(2, self._options.dark, -math.log1p(math.exp(above)), self._options.dark),
+        ]
+        words.sort(key=lambda word: -word.log_probability)
+        chosen = next((word for word in words if word.id in before[:1]), words[0])
+        return [words[:most], [TokenChance(0, "", 0.0, chosen.text, is_end=True)]]
 
 
 def brightness(image: Image) -> float:

@@ -19,6 +19,7 @@ class Lenient:
     kind = "vqa"
     source = "the tutorial of mhe"
     defects: Sequence[str] = ("`no doubt, yes` counts as `no`",)
+    usual_metrics: Sequence[str] = ("example-first-word",)
 
     def clean(self, texts: Sequence[str]) -> list[str]:
         return [" ".join(re.findall(r"\w+", text.lower())) for text in texts]
