@@ -169,13 +169,18 @@ phantom_tuning() {
         target "$base" lora learning_rate=3e-3 dropout=0 $adapted
         target "$base" qlora learning_rate=2e-3 dropout=0 $adapted
         target "$base" dora learning_rate=3e-3 dropout=0 $adapted
-        target "$base" ia3 learning_rate=3e-2 $adapted
+        # shellcheck disable=SC2046
+        target "$base" ia3 learning_rate=3e-2 $adapted $(ia3_targets_of "$base")
         target "$base" prefix learning_rate=3e-3
         target "$base" ptuning-v2 learning_rate=3e-2
         target "$base" bitfit learning_rate=3e-3 vision=biases fusion=biases language="$(biases_of "$base")"
         target "$base" staged learning_rate=5e-4
         [ "$base" = tiny-visiongpt2 ] || target "$base" instruction learning_rate=5e-4
     done
+}
+
+ia3_targets_of() { # BASE: GPT-2 keeps the keys and values of its cross-attention in one layer
+    [ "$1" != tiny-visiongpt2 ] || echo 'fusion_targets=["c_attn"]'
 }
 
 biases_of() { # BASE: language models of Mistral and Llama have none
