@@ -57,8 +57,10 @@ $(VENV_VLLM)/.test: pyproject.toml tests/environments/mend_torch_companions.py |
 	$(VENV_VLLM)/bin/python tests/environments/mend_torch_companions.py
 	@touch $@
 
+# Test modules are shared out among as many processes as there are cores, at most four. Their threads sleep while they
+# wait: spinning, they would take the cores from each other.
 test: $(VENV)/.test $(if $(VLLM),test-vllm)
-	$(BIN)/python -m pytest -q
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-vllm: $(VENV_VLLM)/.test
 	$(VENV_VLLM)/bin/python -m pytest -q tests/with_vllm
