@@ -2,7 +2,8 @@
 
 The first call chooses the part: pairs of phrases that occur in its texts. A later call with the same references brings
 answers with other phrases, but few of its cases have a pair that the part lacks between their own answer and their own
-references. Only these go to a process of their own, for the time of the call; the others to those that are warm.
+references. The warm processes answer all, and meanwhile these few are found and go to a process of their own, for the
+time of the call, whose answers count.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 FEW = 200
 """Cases for which no index is built: the whole table is read sooner."""
 MANY = 0.25
-"""The share of cases without their pairs from which on other processes replace those that are there."""
+"""The share of cases with other references from which on other processes replace those that are there."""
 
 
 class FilteredJar:
@@ -67,28 +68,39 @@ class FilteredJar:
             return self._jar.ask(lines)
         cases = [(safe_text(text.answer), tuple(map(safe_text, text.references))) for text in texts]
         known = self._references
-        occurring = index.occurrences([answer, *(r for r in right if r not in known)] for answer, right in cases)
-        if self._jar is None or self._phrases is None:
-            return self._replace(index, index.flags_of(occurring), cases).ask(lines)
-        wanted = self._phrases | index.flags_of(occurring)
-        lacking = _lacking(index, self._phrases, wanted, occurring, cases)
-        if len(lacking) > MANY * len(lines):
+        if self._jar is not None and sum(known.issuperset(right) for _, right in cases) > (1 - MANY) * len(cases):
+            # The kept processes work while it is found out which cases need more.
+            with ThreadPoolExecutor(1) as thread:
+                asked = thread.submit(self._jar.ask, lines)
+                more = self._ask_apart(index, cases, lines)
+            answers = asked.result()
+            for row, numbers in more.items():
+                answers[row] = numbers
+            return answers
+        wanted = index.flags_of(index.occurrences([answer, *right] for answer, right in cases))
+        if self._jar is not None and self._phrases is not None:
             self._jar.close()
-            return self._replace(index, wanted, cases).ask(lines)
-        if not lacking:
-            return self._jar.ask(lines)
-        of_these = index.occurring({text for row in lacking for text in (cases[row][0], *cases[row][1])})
-        more = _start(index, of_these)
-        try:
-            return _ask_both(self._jar, more, lines, lacking)
-        finally:
-            more.close()
-
-    def _replace(self, index: ParaphraseIndex, phrases: Flags, cases: Sequence[Texts]) -> MeteorJars:
-        self._phrases = phrases
+            wanted |= self._phrases
+        self._phrases = wanted
         self._references |= {text for _, right in cases for text in right}
-        self._jar = _start(index, phrases)
-        return self._jar
+        self._jar = _start(index, wanted)
+        return self._jar.ask(lines)
+
+    def _ask_apart(
+        self, index: ParaphraseIndex, cases: Sequence[Texts], lines: Sequence[str]
+    ) -> dict[int, list[float]]:
+        """The numbers of those cases that have pairs which the kept table lacks, from a process of their own."""
+        known = self._references
+        occurring = index.occurrences([answer, *(r for r in right if r not in known)] for answer, right in cases)
+        assert self._phrases is not None
+        lacking = _lacking(index, self._phrases, self._phrases | index.flags_of(occurring), occurring, cases)
+        if not lacking:
+            return {}
+        jars = _start(index, index.flags_of(index.occurrences((cases[row][0], *cases[row][1]) for row in lacking)))
+        try:
+            return dict(zip(lacking, jars.ask([lines[row] for row in lacking]), strict=True))
+        finally:
+            jars.close()
 
 
 def _lacking(
@@ -122,19 +134,3 @@ def _start(index: ParaphraseIndex, phrases: Flags) -> MeteorJars:
     jars = MeteorJars(path)
     weakref.finalize(jars, shutil.rmtree, folder, ignore_errors=True)
     return jars
-
-
-def _ask_both(kept: MeteorJars, more: MeteorJars, lines: Sequence[str], lacking: Sequence[int]) -> list[list[float]]:
-    """Each line's numbers from `more` where `kept` lacks its pairs, else from `kept`."""
-    chosen = set(lacking)
-    others = [row for row in range(len(lines)) if row not in chosen]
-    answers: list[list[float]] = [[]] * len(lines)
-    with ThreadPoolExecutor(2) as threads:
-        asked = [
-            (rows, threads.submit(jars.ask, [lines[r] for r in rows]))
-            for jars, rows in ((more, lacking), (kept, others))
-        ]
-        for rows, future in asked:
-            for row, numbers in zip(rows, future.result(), strict=True):
-                answers[row] = numbers
-    return answers
