@@ -101,3 +101,11 @@ def loaded_family(family_folder):
         return made[name]
 
     return find
+
+
+@pytest.fixture(scope="module")
+def catalog():
+    """Everything that is registered, opened anew for each module."""
+    from mhe import open_catalog
+
+    return open_catalog()

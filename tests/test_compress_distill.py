@@ -14,7 +14,6 @@ import tune_cases
 from command import mhe
 from distill_cases import step_of
 from hf_models import build_llava
-from mhe.catalog import open_catalog
 from mhe.documents.pipeline import TrainingChoice
 from mhe.errors import DocumentError, UserError
 from mhe.pipelines import Step, plan_step, preview_step, run_step
@@ -27,23 +26,13 @@ EVERYTHING = {"batch_size": 32, "max_steps": 1, "scheduler": "constant"}
 """One step on all examples at once."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MHE_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ import distill_cases
 import tune_cases
 from distill_cases import step_of
 from hf_models import build_llava
-from mhe.catalog import open_catalog
 from mhe.errors import UserError
 from mhe.pipelines import plan_step, preview_step, run_step
 
@@ -31,23 +30,13 @@ SETTINGS = {"keep_layers": 0.5, "max_steps": 4, "save_every": 2, "top_k": 8}
 Disk = namedtuple("Disk", "total used free")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MHE_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
 
 
 @pytest.fixture(scope="module")

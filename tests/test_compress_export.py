@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 import tune_cases
-from mhe.catalog import open_catalog
 from mhe.errors import UserError
 from mhe.pipelines import Step, plan_step, preview_step, run_step
 
@@ -20,11 +19,6 @@ pytest.importorskip("peft")
 
 from mhe_compress import export_checks  # noqa: E402
 from mhe_hf import HfOptions, load_model  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
 
 
 @pytest.fixture

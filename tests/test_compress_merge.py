@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 
 import tune_cases
-from mhe.catalog import open_catalog
 from mhe.errors import UserError
 from mhe.pipelines import Step, plan_step, preview_step, run_step
 
@@ -21,11 +20,6 @@ from mhe_hf import HfOptions, load_model  # noqa: E402
 
 FAST = {"learning_rate": 3e-2, "batch_size": 8, "max_steps": 2, "warmup": 0.0, "keep": "last", "rank": 4}
 NUMBER = r"[0-9.e+-]+|inf"
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from command import mhe
-from mhe.catalog import open_catalog
 from mhe.pipeline_runs import check_pipeline, find_pipeline
 from mhe.pipelines import StepPlace
 from mhe.previews import preview_pipeline
@@ -26,11 +25,6 @@ ENTRANTS = {
     "llava-kd-pruned": ("llava-1.5-7b", "distill qlora merge prune"),
 }
 """With the two base models, the nine rows of Table I."""
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
 
 
 @pytest.mark.parametrize("name", ENTRANTS)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import prune_cases as cases
-from mhe import Generation, HeadsPlace, open_catalog
+from mhe import Generation, HeadsPlace
 from mhe.checkpoints import render_card
 from mhe.pipelines import run_step
 from mhe_compress.blocks import Heads, Neurons, counts_of, key_of
@@ -25,17 +25,7 @@ CLOSE = 1e-5
 """Of the largest logit."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 
 import prune_cases as cases
 from hf_models import ask
-from mhe import ModelSpec, TrainingExample, UserError, open_catalog, open_job
+from mhe import ModelSpec, TrainingExample, UserError, open_job
 from mhe.documents.pipeline import TrainingChoice
 from mhe.errors import DocumentError
 from mhe.model_names import resolve_model
@@ -25,17 +25,7 @@ from mhe_hf import collate_training
 PHANTOM = (TrainingChoice(task="phantom-vqa", limit=12),)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -10,27 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 import prune_cases as cases
 import tune_cases
-from mhe import UserError, open_catalog
+from mhe import UserError
 from mhe.digests import file_digest
 from mhe.documents.pipeline import TrainingChoice
 from mhe.pipelines import Step, plan_step, run_step
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 
 import tune_cases
-from mhe.catalog import open_catalog
 from mhe.documents.model import ModelSpec
 from mhe.errors import DocumentError, ModelUnusableError, UserError
 from mhe.pipelines import Step, plan_step, preview_step, run_step
@@ -39,11 +38,6 @@ with torch.no_grad():
     logits = model(**load_file(given)).logits
 assert torch.equal(logits, load_file(wanted)["logits"]), (logits - load_file(wanted)["logits"]).abs().max()
 """
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
 
 
 @pytest.fixture

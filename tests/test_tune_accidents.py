@@ -17,7 +17,6 @@ import pytest
 
 import tune_cases
 from hf_models import build_llava
-from mhe.catalog import open_catalog
 from mhe.checkpoints import find_checkpoint
 from mhe.errors import DocumentError, ModelUnusableError, StorageError, UserError
 from mhe.pipelines import plan_step, preview_step, run_step
@@ -33,17 +32,7 @@ ADAPTER = "model/language/adapter_model.safetensors"
 BOTH = pytest.mark.parametrize("recipe", ["lora", "qlora"])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 @pytest.fixture(scope="module")

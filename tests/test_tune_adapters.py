@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import tune_cases
-from mhe.catalog import open_catalog
 from mhe.errors import DocumentError, ModelUnusableError, UserError
 from mhe.model_names import resolve_model
 from mhe.pipelines import plan_step, preview_step, run_step
@@ -26,17 +25,7 @@ FAMILIES = ("tiny-llava", "tiny-qwen2-vl", "tiny-mllama", "tiny-visiongpt2", "ti
 RECIPES = ("lora", "dora", "ia3", "qlora")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 @pytest.fixture(scope="module")

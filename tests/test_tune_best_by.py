@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import tune_cases
-from mhe.catalog import open_catalog
 from mhe.documents.pipeline import TrainingChoice
 from mhe.errors import MetricUnavailableError, UserError
 from mhe.pipelines import Step, plan_step, preview_step, run_plan, run_step
@@ -38,17 +37,7 @@ SETTINGS = {
 DATA = (TrainingChoice(task="vqa-rad"),)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

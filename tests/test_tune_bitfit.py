@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 import tune_cases
-from mhe.catalog import open_catalog
 from mhe.errors import DocumentError, UserError
 from mhe.pipelines import plan_step, preview_step, run_step
 
@@ -16,17 +15,7 @@ torch = pytest.importorskip("torch")
 QUICK = {"batch_size": 64, "max_steps": 3, "warmup": 0.0, "keep": "last"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,11 @@ import pytest
 import yaml
 
 import tune_cases
-from mhe.catalog import open_catalog
 from mhe.documents.pipeline import TrainingChoice
 from mhe.errors import UnknownNameError, UserError
 from mhe.prompting import build_request
 from mhe.samples import load_samples
 from mhe.training_data import load_training_set, normalised_question
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,12 @@ from types import ModuleType
 import pytest
 
 import tune_cases
-from mhe.catalog import open_catalog
 from mhe.errors import ModelUnusableError
 from mhe.pipelines import plan_step, run_step
 
 torch = pytest.importorskip("torch")
 
 SETTINGS = {"batch_size": 4, "max_steps": 1, "keep": "last", "dtype": "bf16"}
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import tune_cases
-from mhe.catalog import open_catalog
 from mhe.checkpoints import find_checkpoint
 from mhe.errors import UserError
 from mhe.pipelines import plan_step, preview_step, run_plan, run_step
@@ -24,17 +23,7 @@ torch = pytest.importorskip("torch")
 WEIGHTS = "model/model.safetensors"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 @pytest.fixture(scope="module")

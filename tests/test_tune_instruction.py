@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import tune_cases
-from mhe.catalog import open_catalog
 from mhe.documents.task import Generation
 from mhe.errors import DocumentError, UserError
 from mhe.pipeline_runs import check_pipeline, find_pipeline, run_pipeline, with_data, with_settings
@@ -39,17 +38,7 @@ DATA = os.environ.get("MHE_TEST_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="MHE_TEST_DATA is not set: SLAKE is not there")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 @pytest.fixture(scope="module")

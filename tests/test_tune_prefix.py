@@ -14,7 +14,6 @@ import pytest
 
 import tune_cases
 from hf_models import answers, ask, open_backend, picture
-from mhe.catalog import open_catalog
 from mhe.errors import ModelUnusableError
 from mhe.pipelines import run_step
 from mhe.protocols import BackendContext
@@ -29,17 +28,7 @@ RECIPES = ("prefix", "ptuning-v2")
 QUESTIONS = ("what ?", "is there a fracture in the left lung ?", "where is the liver", "describe this image of a chest")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

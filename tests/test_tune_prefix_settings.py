@@ -9,18 +9,12 @@ from pathlib import Path
 import pytest
 
 import tune_cases
-from mhe.catalog import open_catalog
 from mhe.errors import DocumentError, ModelUnusableError, UserError
 from mhe.pipelines import plan_step, preview_step
 from mhe.protocols import InputModel, RecipeJob, TrainingExample
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
 
 
 @pytest.fixture(scope="module")

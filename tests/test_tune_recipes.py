@@ -7,8 +7,6 @@ from fnmatch import fnmatch
 
 import pytest
 
-from mhe.catalog import open_catalog
-
 NAMES = {
     "full",
     "lora",
@@ -23,11 +21,6 @@ NAMES = {
     "distill",
     "prune",
 }
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
 
 
 def test_every_method_is_there(catalog):

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 import tune_cases
-from mhe.catalog import open_catalog
 from mhe.errors import DocumentError, UserError
 from mhe.pipelines import plan_step, preview_step, run_step
 
@@ -52,17 +51,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def catalog():
-    return open_catalog()
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 @pytest.fixture(scope="module")

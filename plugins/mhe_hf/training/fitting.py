@@ -311,15 +311,20 @@ def train(
             trainer._load_from_checkpoint(str(found[0]))
             trainer.state = state
             return trainer, saves
+    _train_or_tell(trainer, found[0] if found else None, options, job)
+    return trainer, saves
+
+
+def _train_or_tell(trainer: WatchedTrainer, save: Path | None, options: TrainingOptions, job: RecipeJob) -> None:
+    """Train on from the save. Raises what `train` says, in place of the libraries' own errors."""
     try:
-        trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+        trainer.train(resume_from_checkpoint=str(save) if save else None)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise UserError(what_to_lower(options, error)) from None
         if UNWRITTEN in str(error):
             raise OSError(errno.ENOSPC, "a save could not be written whole", str(job.folder)) from None
         raise
-    return trainer, saves
 
 
 def _validation_answers(
