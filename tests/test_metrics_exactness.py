@@ -5,17 +5,16 @@ from __future__ import annotations
 import csv
 import os
 import random
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from meteor_program import no_paraphrases, program_scores
 from mhe import Case, MetricContext, MetricUnavailableError, Sample
 from mhe.statistics import bootstrap_indices, bootstrap_weights, resampled_values, unit_sums
 from mhe_metrics.bleu import Bleu
 from mhe_metrics.cider import Cider
-from mhe_metrics.java import FLAGS, find_jar, find_java
 from mhe_metrics.meteor import Meteor, columns_of
 from mhe_metrics.meteor_jar import MeteorJar, score_line
 from mhe_metrics.profiles.plain import PLAIN
@@ -144,22 +143,15 @@ def test_rouge_of_google(cases):
 
 def test_meteor_s_closed_form_is_the_program_s(captions, tmp_path):
     """All perturbed and shifted copies: 6,892 segments and the corpus, from the program's own statistics."""
-    nothing = tmp_path / "nothing.gz"
-    nothing.write_bytes(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00")
     pairs = [case for copy in COPIES.values() for case in make_cases(copy(captions), captions)]
     try:
         # Without paraphrases: only the formula is in question here.
-        jar = MeteorJar(nothing)
+        jar = MeteorJar(no_paraphrases(tmp_path))
         numbers = jar.ask([score_line(case.answer, case.sample.references) for case in pairs])
         jar.close()
-        command = [find_java(), *FLAGS, "-jar", find_jar("meteor", "meteor-1.5.jar"), "-", "-", "-stdio"]
+        theirs, corpus = program_scores(numbers, tmp_path)
     except MetricUnavailableError as error:
         pytest.skip(str(error))
-    asked = "EVAL ||| " + " ||| ".join(" ".join(map(str, row)) for row in numbers) + "\n"
-    done = subprocess.run(
-        [*command, "-l", "en", "-norm", "-a", nothing], input=asked.encode(), capture_output=True, check=True
-    )
-    *theirs, corpus = (float(line) for line in done.stdout.split())
     metric = make(Meteor)
     rows = columns_of(np.array(numbers, dtype=np.float64))
     assert len(theirs) == len(rows) == 2 * COUNT

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import gzip
 import os
 import random
 import sys
@@ -14,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from meteor_program import no_paraphrases, program_numbers
 from mhe import Case, MetricContext, MetricUnavailableError, Sample, open_catalog
 from mhe.remembered_profiles import remembering_profiles
-from mhe_metrics import meteor_jar, ptb_tokens, tokenizer_jar
+from mhe_metrics import ptb_tokens, tokenizer_jar
 from mhe_metrics.java import find_jar, find_java
 from mhe_metrics.meteor import Meteor, MeteorOptions, columns_of
-from mhe_metrics.meteor_jar import MeteorJars, _comparable_words, score_line
+from mhe_metrics.meteor_jar import MeteorJar, _comparable_words, score_line
 from mhe_metrics.ngrams import count_ngrams
 from mhe_metrics.tokenizer_jar import TokenizerFailedError, TokenizerJar
 
@@ -75,28 +75,10 @@ def test_a_kept_tokenizer_that_fails_is_an_error_and_never_a_hang(monkeypatch, t
     child.close()
 
 
-def test_several_processes_answer_in_the_order_of_the_lines(monkeypatch, tmp_path):
-    program, jar = tmp_path / "java", tmp_path / "meteor-1.5.jar"
-    last_words = " ".join(["${line##* }"] * 23)
-    program.write_text(f'#!/bin/sh\nwhile read -r line; do echo "{last_words}"; done\n', encoding="utf-8")
-    program.chmod(0o755)
-    jar.touch()
-    monkeypatch.setattr(meteor_jar, "find_java", lambda: program)
-    monkeypatch.setattr(meteor_jar, "find_jar", lambda *parts: jar)
-    monkeypatch.setattr(meteor_jar, "START_SECONDS", 5)
-    monkeypatch.setattr(meteor_jar, "ANSWER_SECONDS", 5)
-    monkeypatch.setattr(meteor_jar, "_cores", lambda: 3)
-    jars = MeteorJars()
-    answers = jars.ask([score_line(str(number), ["a"]) for number in range(2000)])
-    assert answers == [[float(number)] * 23 for number in range(2000)]
-    assert len(jars._jars) == 3
-    jars.close()
-
-
-def test_processes_of_a_metric_that_is_gone_serve_the_next_one(tmp_path):
+def test_the_process_of_a_metric_that_is_gone_serves_the_next_one(tmp_path):
     context = MetricContext(cache_dir=tmp_path)
     first = Meteor(MeteorOptions(), context)
-    first._engine._jar = MeteorJars()  # started by nobody yet
+    first._engine._jar = MeteorJar()  # started by nobody yet
     engine, gone = first._engine, weakref.ref(first)
     assert Meteor(MeteorOptions(), context)._engine is not engine, "two at a time share nothing"
     del first
@@ -134,14 +116,11 @@ def test_references_are_cleaned_once_for_several_models():
 
 
 def test_words_without_end_have_a_value_and_cost_the_other_captions_nothing(java, tmp_path):
-    table = tmp_path / "no-paraphrases.gz"
-    with gzip.open(table, "wb"):
-        pass
     endless = "word " * 10_000
     pairs = [("a lung", "the lung"), (endless, endless), (endless, "a word"), ("a lung", "the lung")]
-    jars = MeteorJars(table)
-    rows = columns_of(np.array(jars.ask([score_line(answer, [right]) for answer, right in pairs])))
-    jars.close()
+    jar = MeteorJar(no_paraphrases(tmp_path))
+    rows = columns_of(np.array(jar.ask([score_line(answer, [right]) for answer, right in pairs])))
+    jar.close()
     scores = Meteor(MeteorOptions(), MetricContext(cache_dir=tmp_path)).per_sample(rows)["meteor"]
     assert scores[1] == 1
     assert 0 < scores[2] < 0.1
@@ -199,11 +178,9 @@ def test_new_phrases_give_what_the_whole_table_gives(java, tmp_path):
     metric.statistics(cases(references, captions[300:600]), Tokens())
     second = metric.statistics(cases(references, captions[600:900]), Tokens())
     third = metric.statistics(cases(references, captions[900:1200]), Tokens())
-    whole = MeteorJars()
     for answers, found in ((captions[600:900], second), (captions[900:1200], third)):
         lines = [score_line(answer, [reference]) for answer, reference in zip(answers, references, strict=True)]
-        assert (columns_of(np.array(whole.ask(lines), dtype=np.float64)) == found).all()
-    whole.close()
+        assert (columns_of(np.array(program_numbers(lines), dtype=np.float64)) == found).all()
 
 
 def test_what_was_begun_is_what_is_computed(java, tmp_path):

@@ -8,17 +8,17 @@ import json
 import os
 import random
 import re
-import subprocess
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from meteor_program import no_paraphrases, program_numbers, program_scores
 from mhe import Case, MetricContext, MetricUnavailableError, Sample
 from mhe_metrics import filtered_jar, java, meteor_jar
 from mhe_metrics.filtered_jar import FilteredJar
-from mhe_metrics.java import FLAGS, find_jar, find_java
+from mhe_metrics.java import find_jar, find_java
 from mhe_metrics.meteor import Meteor, MeteorOptions, columns_of
 from mhe_metrics.meteor_jar import MeteorJar, score_line
 from mhe_metrics.paraphrase_index import open_index
@@ -84,24 +84,6 @@ def test_coco_golden_number(metric):
     assert round(value(metric, metric.statistics(cases, COCO)), 6) == 0.195255
 
 
-def their_scores(answers, folder):
-    """The jar's own scores of the samples and of the corpus, from its own statistics."""
-    nothing = folder / "nothing.gz"
-    with gzip.open(nothing, "wb"):
-        pass
-    statistics = " ||| ".join(" ".join(map(str, row)) for row in answers)
-    jar = find_jar("meteor", "meteor-1.5.jar")
-    done = subprocess.run(
-        [find_java(), *FLAGS, "-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm", "-a", nothing],
-        input=f"EVAL ||| {statistics}\n".encode(),
-        capture_output=True,
-        check=True,
-    )
-    numbers = [float(line) for line in done.stdout.split()]
-    assert len(numbers) == len(answers) + 1
-    return numbers[:-1], numbers[-1]
-
-
 @needs_data
 def test_filtered_table_and_closed_form_are_the_jar_s_on_real_captions(metric, tmp_path):
     path = Path(DATA or "") / "roco_v1" / "captions_test.tsv"
@@ -116,22 +98,20 @@ def test_filtered_table_and_closed_form_are_the_jar_s_on_real_captions(metric, t
     answers[20:40] = [""] * 20
     answers[40:200] = captions[240:400]  # another image's caption: paraphrases count here
     cases = make_cases(answers, [(a, b) for a, b in zip(captions, captions[1:] + captions[:1], strict=True)])
-    whole = MeteorJar()
-    expected = whole.ask([score_line(case.answer, case.sample.references) for case in cases])
-    whole.close()
+    expected = program_numbers([score_line(case.answer, case.sample.references) for case in cases])
     assert metric._engine.ask(cleaned_cases(cases, AsIs())) == expected
     assert metric._engine._phrases.mean() < 0.2, "most of the table was left out"
     assert np.array(expected)[:, 16:20].sum() > 50, "paraphrases matter here"
     rows = metric.statistics(cases, AsIs())
     assert rows.tolist() == columns_of(np.array(expected)).tolist()
 
-    scores, corpus = their_scores(expected, tmp_path)
+    scores, corpus = program_scores(expected, tmp_path)
     np.testing.assert_allclose(metric.per_sample(rows)["meteor"], scores, atol=1e-12, rtol=0)
     assert value(metric, rows) == pytest.approx(corpus, abs=1e-12)
-    assert value(metric, rows[:20]) == pytest.approx(their_scores(expected[:20], tmp_path)[1], abs=1e-12) == 1.0
+    assert value(metric, rows[:20]) == pytest.approx(program_scores(expected[:20], tmp_path)[1], abs=1e-12) == 1.0
     for _ in range(3):
         drawn = rng.choices(range(len(cases)), k=100)
-        _, corpus = their_scores([expected[row] for row in drawn], tmp_path)
+        _, corpus = program_scores([expected[row] for row in drawn], tmp_path)
         assert value(metric, rows[drawn]) == pytest.approx(corpus, abs=1e-12)
 
 
@@ -172,6 +152,68 @@ def test_hostile_texts_shift_nothing_on_either_side(metric):
     # The separator parts words and hides none of them.
     same = metric.statistics(make_cases(["lung heart || lung"], [["a b c", "lung"]]), AsIs())[0]
     assert (rows[4 * HOSTILE.index("lung ||| heart ||||| lung")] == same).all()
+
+
+def test_our_main_class_answers_what_the_jar_s_own_does(tmp_path):
+    """Texts of all that the normaliser knows, and short ones that it leaves alone, in one order on several threads."""
+    try:
+        table = no_paraphrases(tmp_path)
+        parts = [
+            "lung",
+            "3.5",
+            "1,000",
+            "cm.",
+            "a.m.",
+            "e.g.",
+            "it's",
+            "don't",
+            "l'eau",
+            "\u2018so\u2019",
+            "\u201cx\u201d",
+        ]
+        parts += ["--", "\u2013", "T2-weighted", "&amp;", "&LT;", "DOTMULTI.", "...", "(left)", "\xb5m", "\u5de6\u80ba"]
+        parts += [
+            "Heart",
+            "\xc9",
+            "\u0130",
+            "\u3000",
+            "x",
+            "7",
+            "nodule nodules",
+            "larger big",
+            "\t",
+            "  ",
+            "B.",
+            "'",
+            "_",
+        ]
+        draw = random.Random(0)
+        texts = [" ".join(draw.choices(parts, k=draw.randrange(9))) for _ in range(1500)] + HOSTILE[:-2]
+        plain = [re.sub("[^a-z0-9 ]", "", text) for text in texts]
+        lines = [score_line(a, draw.sample(texts, 2)) for a in texts] + [
+            score_line(a, [draw.choice(plain)]) for a in plain
+        ]
+        expected = program_numbers(lines, table)
+    except MetricUnavailableError as error:
+        pytest.skip(str(error))
+    jar = MeteorJar(table)
+    assert jar.ask(lines) == expected
+    assert jar.ask(lines[::-1]) == expected[::-1]
+    jar.close()
+
+
+def test_the_line_that_the_program_dies_of_is_named(monkeypatch, tmp_path):
+    endless = "word " * 600
+    monkeypatch.setattr(meteor_jar, "HEAP", "-Xmx100m")
+    monkeypatch.setattr(meteor_jar, "MOST_PAIRS", 10**9)
+    lines = [score_line("a lung", ["the lung"])] * 40
+    lines[20] = score_line(endless, [endless])
+    try:
+        jar = MeteorJar(no_paraphrases(tmp_path))
+    except MetricUnavailableError as error:
+        pytest.skip(str(error))
+    with pytest.raises(MetricUnavailableError, match=r"at pair 21 of 40 it ended: status 1, .*OutOfMemoryError"):
+        jar.ask(lines)
 
 
 def test_identical_captions_score_one_and_no_captions_start_no_java(metric, tmp_path):
@@ -220,9 +262,7 @@ def test_another_model_s_answers_get_their_pairs_and_the_processes_stay(cache, m
     monkeypatch.setattr(filtered_jar, "_start", lambda *given: started.append(given) or start(*given))
     second = make_cases(others, references)
     found = engine.ask(cleaned_cases(second, AsIs()))
-    whole = MeteorJar()
-    assert found == whole.ask([score_line(case.answer, case.sample.references) for case in second])
-    whole.close()
+    assert found == program_numbers([score_line(case.answer, case.sample.references) for case in second])
     assert len(started) == 1, "some cases had pairs that the first table lacks"
     assert engine._jar is kept
     # Nothing of the second call is taken for known: its pairs are found again.

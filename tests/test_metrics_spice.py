@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from mhe.testing import check_metric
 from mhe_metrics.java import find_jar, find_java
 from mhe_metrics.profiles.plain import PLAIN
 from mhe_metrics.spice import Spice
-from mhe_metrics.spice_jar import CLASSES, NEEDED
+from mhe_metrics.spice_jar import NEEDED
 
 pytest.importorskip("pycocoevalcap", reason="the package with SPICE's jar is not installed")
 needs_javac = pytest.mark.skipif(shutil.which("javac") is None, reason="javac is not installed")
@@ -100,28 +99,6 @@ def test_a_copy_of_corenlp_beside_the_jar_does_not_shadow_the_users(corenlp, tmp
 @needs_javac
 def test_the_contract_holds(corenlp):
     check_metric(Spice, PLAIN, options={"corenlp_dir": str(corenlp), "heap_gigabytes": 1})
-
-
-@needs_javac
-def test_the_class_beside_its_source_is_made_from_it(tmp_path):
-    place = Path("edu/anu/spice")
-    spice = find_jar("spice", "spice-1.0.jar")
-    path = f"{spice}:{spice.parent / 'lib'}/*"
-    source = CLASSES / place / "SpiceJson.java"
-    subprocess.run(
-        ["javac", "--release", "8", "-g:none", "-nowarn", "-cp", path, "-d", str(tmp_path), str(source)],
-        check=True,
-        capture_output=True,
-    )
-
-    def shown(folder):
-        told = subprocess.run(
-            ["javap", "-c", "-p", str(folder / place / "SpiceJson.class")], check=True, capture_output=True, text=True
-        )
-        return told.stdout
-
-    assert "scoreBatch" in shown(CLASSES)
-    assert shown(tmp_path) == shown(CLASSES)
 
 
 def test_the_real_jar_without_a_parser_is_unavailable_with_javas_reason(tmp_path):

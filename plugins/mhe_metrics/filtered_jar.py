@@ -1,8 +1,8 @@
-"""METEOR's kept processes with the part of its paraphrase table that the texts need.
+"""METEOR's kept process with the part of its paraphrase table that the texts need.
 
 The first call chooses the part: pairs of phrases that occur in its texts. A later call with the same references brings
 answers with other phrases, but few of its cases have a pair that the part lacks between their own answer and their own
-references. The warm processes answer all, and meanwhile these few are found and go to a process of their own, for the
+references. The warm process answers all, and meanwhile these few are found and go to a process of their own, for the
 time of the call, whose answers count.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mhe_metrics.meteor_jar import MeteorJars
+    from mhe_metrics.meteor_jar import MeteorJar
     from mhe_metrics.paraphrase_index import Occurrences, ParaphraseIndex
     from mhe_metrics.texts import CleanedCase
 
@@ -33,29 +33,29 @@ if TYPE_CHECKING:
 FEW = 200
 """Cases for which no index is built: the whole table is read sooner."""
 MANY = 0.25
-"""The share of cases with other references from which on other processes replace those that are there."""
+"""The share of cases with other references from which on another process replaces the one that is there."""
 
 
 class FilteredJar:
-    """Kept processes, and the phrases that their paraphrase table was made for."""
+    """The kept process, and the phrases that its paraphrase table was made for."""
 
     def __init__(self, cache_dir: Path) -> None:
         self._cache_dir = cache_dir
-        self._jar: MeteorJars | None = None
+        self._jar: MeteorJar | None = None
         self._phrases: Flags | None = None
-        """None where the processes have the whole table."""
+        """None where the process has the whole table."""
         self._references: frozenset[str] = frozenset()
         """Whose phrases are all among `_phrases`."""
 
     @property
     def is_started(self) -> bool:
-        """Whether processes are kept."""
+        """Whether a process is kept."""
         return self._jar is not None
 
     def ask(self, texts: Sequence[CleanedCase]) -> list[list[float]]:
         """The jar's 23 numbers for each case."""
         from mhe_metrics.java import find_jar
-        from mhe_metrics.meteor_jar import MeteorJars, safe_text, score_line
+        from mhe_metrics.meteor_jar import MeteorJar, safe_text, score_line
         from mhe_metrics.paraphrase_index import open_index
 
         lines = [score_line(text.answer, text.references) for text in texts]
@@ -64,12 +64,12 @@ class FilteredJar:
         table = find_jar("meteor", "data", "paraphrase-en.gz")
         index = open_index(table, self._cache_dir, build=len(lines) >= FEW)
         if index is None:
-            self._jar = MeteorJars()
+            self._jar = MeteorJar()
             return self._jar.ask(lines)
         cases = [(safe_text(text.answer), tuple(map(safe_text, text.references))) for text in texts]
         known = self._references
         if self._jar is not None and sum(known.issuperset(right) for _, right in cases) > (1 - MANY) * len(cases):
-            # The kept processes work while it is found out which cases need more.
+            # The kept process works while it is found out which cases need more.
             with ThreadPoolExecutor(1) as thread:
                 asked = thread.submit(self._jar.ask, lines)
                 more = self._ask_apart(index, cases, lines)
@@ -96,11 +96,11 @@ class FilteredJar:
         lacking = _lacking(index, self._phrases, self._phrases | index.flags_of(occurring), occurring, cases)
         if not lacking:
             return {}
-        jars = _start(index, index.flags_of(index.occurrences((cases[row][0], *cases[row][1]) for row in lacking)))
+        jar = _start(index, index.flags_of(index.occurrences((cases[row][0], *cases[row][1]) for row in lacking)))
         try:
-            return dict(zip(lacking, jars.ask([lines[row] for row in lacking]), strict=True))
+            return dict(zip(lacking, jar.ask([lines[row] for row in lacking]), strict=True))
         finally:
-            jars.close()
+            jar.close()
 
 
 def _lacking(
@@ -124,13 +124,13 @@ def _lacking(
     return [rows[number] for number in found]
 
 
-def _start(index: ParaphraseIndex, phrases: Flags) -> MeteorJars:
-    """Processes with the pairs of these phrases; their file is kept as long, for one that is started again."""
-    from mhe_metrics.meteor_jar import MeteorJars
+def _start(index: ParaphraseIndex, phrases: Flags) -> MeteorJar:
+    """A process with the pairs of these phrases; their file is kept as long, for when it is started again."""
+    from mhe_metrics.meteor_jar import MeteorJar
 
     folder = tempfile.mkdtemp(prefix="mhe-meteor-")
     path = Path(folder) / "paraphrases.gz"
     index.write_filtered(phrases, path)
-    jars = MeteorJars(path)
-    weakref.finalize(jars, shutil.rmtree, folder, ignore_errors=True)
-    return jars
+    jar = MeteorJar(path)
+    weakref.finalize(jar, shutil.rmtree, folder, ignore_errors=True)
+    return jar

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 INSTALL = "pip install 'mhe[metrics]'"
+CLASSES = Path(__file__).parent / "java_classes"
+"""Main classes of our own, each beside its source."""
 FLAGS = (
     "-Duser.language=en",
     "-Duser.country=US",

@@ -8,10 +8,10 @@ r"""METEOR 1.5 for English, computed by its authors' Java program, as COCO's cap
 Words, weights and matches are sums over samples: the corpus value is a function of sums, as in the program, where a
 sample that is matched whole and in order counts no chunk. Of several references a sample's best one counts.
 
-The program runs under a client of our own: processes are kept, one a core, texts are written on one line each (line
-ends of every kind and the separator `|||` become blanks), and it is given only those of its 5.3 million paraphrases
-that can occur in the texts, from an index built once in the cache folder (20 seconds, 380 MB). The values are the
-same. Fewer than 200 samples use the whole table until the index is there.
+The program runs under a client of our own: its process is kept and works on every core, texts are written on one line
+each (line ends of every kind and the separator `|||` become blanks), and it is given only those of its 5.3 million
+paraphrases that can occur in the texts, from an index built once in the cache folder (20 seconds, 380 MB). The values
+are the same. Fewer than 200 samples use the whole table until the index is there.
 
 Where an answer and a reference have more than 20,000 pairs of equal words (a word 142 times on both sides; no caption
 has them) both are cut to as many first words as leave 20,000: beyond, the program takes minutes and its whole memory.
@@ -77,7 +77,7 @@ class Meteor:
         weakref.finalize(self, _park, context.cache_dir, self._engine)
 
     def begin(self, cases: Sequence[Case], profile: Profile) -> None:
-        """Hand the cases to the processes, and do not wait for them."""
+        """Hand the cases to the process, and do not wait for it."""
         texts = cleaned_cases(cases, profile)
         threads = ThreadPoolExecutor(1)
         self._begun = (cases, profile, threads.submit(self._engine.ask, texts))
@@ -90,7 +90,7 @@ class Meteor:
         if not cases:
             return np.zeros((0, len(self.columns)))
         begun, self._begun = self._begun, None
-        # What was begun is ended in any case: the processes answer one after the other.
+        # What was begun is ended in any case: the process answers one call after the other.
         answers = begun[2].result() if begun is not None else None
         if begun is None or answers is None or begun[0] is not cases or begun[1] is not profile:
             answers = self._engine.ask(cleaned_cases(cases, profile))
@@ -134,7 +134,7 @@ def columns_of(numbers: FloatArray) -> FloatArray:
 
 
 _parked: dict[Path, FilteredJar] = {}
-"""By cache folder the processes of a metric that is gone, for the next one: a second model on the same references."""
+"""By cache folder the process of a metric that is gone, for the next one: a second model on the same references."""
 
 
 def _take_engine(cache_dir: Path) -> FilteredJar:

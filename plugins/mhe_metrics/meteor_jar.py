@@ -3,6 +3,10 @@
 pycocoevalcap's client writes a line and waits for one; a jar that died, or that wrote two lines for a caption with a
 line end in it, leaves it waiting for ever. Here one thread writes and one reads, each answer has a time limit, and an
 answer that is not 23 numbers is a failure.
+
+The child's main class is `MeteorLines` (source beside it in `java_classes`), which gives the jar's scorer one thread a
+core and leaves out its normaliser, half of its time, where that changes nothing. It writes what the jar's own main
+class writes.
 """
 
 from __future__ import annotations
@@ -17,12 +21,11 @@ import tempfile
 import threading
 import weakref
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from typing import IO, TYPE_CHECKING
 
 from mhe import MetricUnavailableError
-from mhe_metrics.java import FLAGS, INSTALL, find_jar, find_java
+from mhe_metrics.java import CLASSES, FLAGS, INSTALL, find_jar, find_java
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +38,8 @@ MOST_PAIRS = 20_000
 500 times on both sides) 12 s and all of its 2 GB. Two captions of 30 words have some 100."""
 HEAP = "-Xmx2g"
 """The whole paraphrase table takes about one gigabyte."""
-MOST_PROCESSES = 4
-LINES_A_PROCESS = 500
+MAIN = "mhe.MeteorLines"
+MOST_THREADS = 8
 START_SECONDS = 180.0
 ANSWER_SECONDS = 60.0
 WORDS_A_SECOND = 100
@@ -100,19 +103,19 @@ class MeteorJar:
 
     def __init__(self, table: Path | None = None) -> None:
         jar = find_jar("meteor", "meteor-1.5.jar")
-        self._command = [str(find_java()), *FLAGS, HEAP, "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+        path = os.pathsep.join((str(CLASSES), str(jar)))
+        self._command = [str(find_java()), *FLAGS, HEAP, "-cp", path, MAIN, str(min(_cores(), MOST_THREADS))]
         if table is not None:
-            self._command += ["-a", str(table)]
+            self._command.append(str(table))
         self._folder = jar.parent
         self._child: _Child | None = None
 
-    def ask(self, lines: Sequence[str], *, places: range | None = None) -> list[list[float]]:
+    def ask(self, lines: Sequence[str]) -> list[list[float]]:
         """The 23 numbers that the jar answers to each line of `score_line`.
 
         A jar that fails is started again once, from the line that it failed at. Raises `MetricUnavailableError`
-        where it fails at the same call again; `places` says where the lines stand among others, for the message.
+        where it fails at the same call again.
         """
-        places = range(len(lines)) if places is None else places
         answers: list[list[float]] = []
         failures: list[str] = []
         while len(answers) < len(lines):
@@ -125,8 +128,7 @@ class MeteorJar:
                 failures.append(str(error))
                 if len(failures) == 2:
                     raise MetricUnavailableError(
-                        f"METEOR's Java program failed twice; at pair {places[len(answers)] + 1} of {places.stop} it "
-                        f"{error}"
+                        f"METEOR's Java program failed twice; at pair {len(answers) + 1} of {len(lines)} it {error}"
                     ) from None
         return answers
 
@@ -135,37 +137,6 @@ class MeteorJar:
         if self._child is not None:
             self._child.close()
             self._child = None
-
-
-class MeteorJars:
-    """Processes with one table that share the lines: as many as there are cores, fewer for few lines."""
-
-    def __init__(self, table: Path | None = None) -> None:
-        self._table = table
-        self._jars: list[MeteorJar] = []
-
-    def ask(self, lines: Sequence[str]) -> list[list[float]]:
-        """As `MeteorJar.ask`, in the order of the lines."""
-        n_jars = max(1, min(_cores(), MOST_PROCESSES, len(lines) // LINES_A_PROCESS))
-        while len(self._jars) < n_jars:
-            self._jars.append(MeteorJar(self._table))
-        if n_jars == 1:
-            return self._jars[0].ask(lines)
-        answers: list[list[float]] = [[]] * len(lines)
-        with ThreadPoolExecutor(n_jars) as threads:
-            asked = [
-                threads.submit(jar.ask, lines[start::n_jars], places=range(start, len(lines), n_jars))
-                for start, jar in enumerate(self._jars[:n_jars])
-            ]
-            for start, future in enumerate(asked):
-                answers[start::n_jars] = future.result()
-        return answers
-
-    def close(self) -> None:
-        """End the processes."""
-        for jar in self._jars:
-            jar.close()
-        self._jars.clear()
 
 
 def _cores() -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mhe import MetricUnavailableError, file_digest
-from mhe_metrics.java import FLAGS, INSTALL, find_jar, find_java
+from mhe_metrics.java import CLASSES, FLAGS, INSTALL, find_jar, find_java
 from mhe_metrics.meteor_jar import safe_text
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from mhe_metrics.texts import CleanedCase
 
 MAIN = "edu.anu.spice.SpiceJson"
-CLASSES = Path(__file__).parent / "java_classes"
 ARCHIVE = "stanford-corenlp-full-2015-12-09.zip"
 NEEDED: Mapping[str, Sequence[str]] = {
     "stanford-corenlp-3.6.0.jar": (
