@@ -45,12 +45,12 @@ class _RememberedProfile:
 
     def clean(self, texts: Sequence[str]) -> list[str]:
         """As the profile does."""
-        if any(text not in self._cleaned for text in texts):
+        if not all(map(self._cleaned.__contains__, texts)):
             wanted = [text for text in dict.fromkeys([*texts, *self._texts]) if text not in self._cleaned]
             cleaned = self._profile.clean(wanted)
             self._cleaned.update(zip(wanted, cleaned, strict=True))
             _keep(self._profile, {text: self._cleaned[text] for text in self._references})
-        return [self._cleaned[text] for text in texts]
+        return list(map(self._cleaned.__getitem__, texts))
 
 
 class _RememberedAnswerProfile(_RememberedProfile):

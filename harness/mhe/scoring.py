@@ -237,26 +237,13 @@ def _score(scored: _Scored, entry: _Entry, profile: Profile) -> MetricRecord:
             **({"resources": resources} if resources else {}),
         }
     )
-    head: dict[str, object] = {
-        "schema_version": SCHEMA_VERSION,
-        "metric": metric.name,
-        "metric_version": metric.version,
-        "profile": profile.name,
-        "profile_version": profile.version,
-        "options": entry.options.model_dump(mode="json"),
-        **({"resources": resources} if resources else {}),
-        "score_key": key,
-        "columns": list(metric.columns),
-        "ids": [case.sample.id for case in scored.cases],
-        "units": scored.units,
-        "groups": {group: [case.sample.groups.get(group) for case in scored.cases] for group in scored.task.groups},
-        "answers": digest_of([[case.sample.id, case.answer] for case in scored.cases]),
-    }
     name = score_file_name(metric.name, profile.name, key)
     place = scored.folder / name if scored.folder is not None else None
     values: list[ScoreRecord] = []
     if reason is None:
         try:
+            # Made of every sample, and so only where it is written.
+            head = _head(scored, entry, profile, key, resources) if place else {}
             statistics = kept_statistics(place, head, len(metric.columns)) if place else None
             if statistics is None:
                 statistics = _checked(metric, metric.statistics(scored.cases, profile), len(scored.cases))
@@ -279,6 +266,28 @@ def _score(scored: _Scored, entry: _Entry, profile: Profile) -> MetricRecord:
         provisional=bool(scored.unanswered),
         values=tuple(values),
     )
+
+
+def _head(
+    scored: _Scored, entry: _Entry, profile: Profile, key: str, resources: Mapping[str, str]
+) -> dict[str, object]:
+    """What stands in a score file before the samples' statistics."""
+    metric = entry.metric
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "metric": metric.name,
+        "metric_version": metric.version,
+        "profile": profile.name,
+        "profile_version": profile.version,
+        "options": entry.options.model_dump(mode="json"),
+        **({"resources": resources} if resources else {}),
+        "score_key": key,
+        "columns": list(metric.columns),
+        "ids": [case.sample.id for case in scored.cases],
+        "units": scored.units,
+        "groups": {group: [case.sample.groups.get(group) for case in scored.cases] for group in scored.task.groups},
+        "answers": digest_of([[case.sample.id, case.answer] for case in scored.cases]),
+    }
 
 
 def _null(value: MetricValue, reason: str, scored: _Scored) -> ScoreRecord:

@@ -94,6 +94,8 @@ def _first(text: str, words: int) -> str:
 
 def safe_text(text: str) -> str:
     """The text on one line, without the jar's separator, in characters that UTF-8 can carry."""
+    if text.isascii() and text.isprintable() and "|||" not in text:
+        return text
     joined = " ".join(text.splitlines()).replace("|||", " ")
     return joined.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 

@@ -20,6 +20,7 @@ import struct
 import tempfile
 from array import array
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -106,11 +107,8 @@ class ParaphraseIndex:
         """Every place where letters and digits of a phrase stand in a text of a case, those without any left out."""
         import numpy as np
 
-        phrases = self._phrases()
-        # Most runs of words are no phrase, which their first bits tell sooner than a search.
-        sieve = np.zeros(1 << SIEVE_BITS, dtype=bool)
+        phrases, sieve = self._phrases(), _sieve(self.place)
         shift = np.uint64(64 - SIEVE_BITS)
-        sieve[phrases >> shift] = True
         rows, owners = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
         for hashes, cases_of in _ngram_hashes(cases):
             likely = np.flatnonzero(sieve[hashes >> shift])
@@ -193,6 +191,19 @@ class ParaphraseIndex:
             for start in range(0, len(spans), 10_000):
                 stream.write(b"".join(text[low:high].tobytes() for low, high in spans[start : start + 10_000]))
         return len(spans)
+
+
+@lru_cache(maxsize=1)
+def _sieve(place: Path) -> Flags:
+    """Whether any phrase's hash begins with these bits, 16 MB: most runs of words are no phrase, and it tells sooner
+    than a search.
+    """
+    import numpy as np
+
+    phrases: Hashes = np.load(place / "phrases.npy", mmap_mode="r")
+    sieve = np.zeros(1 << SIEVE_BITS, dtype=bool)
+    sieve[phrases >> np.uint64(64 - SIEVE_BITS)] = True
+    return sieve
 
 
 def _ngram_hashes(cases: Iterable[Iterable[str]]) -> Iterator[tuple[Hashes, Places]]:
