@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import random
 import sys
+import tempfile
+import time
 import weakref
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +20,13 @@ import pytest
 from meteor_program import no_paraphrases, program_numbers
 from mhe import Case, MetricContext, MetricUnavailableError, Sample, open_catalog
 from mhe.remembered_profiles import remembering_profiles
-from mhe_metrics import ptb_tokens, tokenizer_jar
+from mhe_metrics import filtered_jar, ptb_tokens, tokenizer_jar
+from mhe_metrics.filtered_jar import FilteredJar
 from mhe_metrics.java import find_jar, find_java
 from mhe_metrics.meteor import Meteor, MeteorOptions, columns_of
 from mhe_metrics.meteor_jar import MeteorJar, _comparable_words, score_line
 from mhe_metrics.ngrams import count_ngrams
+from mhe_metrics.texts import CleanedCase
 from mhe_metrics.tokenizer_jar import TokenizerFailedError, TokenizerJar
 
 
@@ -85,6 +91,36 @@ def test_the_process_of_a_metric_that_is_gone_serves_the_next_one(tmp_path):
     gc.collect()
     assert gone() is None
     assert Meteor(MeteorOptions(), context)._engine is engine
+
+
+def test_a_call_that_nobody_waits_for_is_ended_before_the_next(monkeypatch, tmp_path):
+    """Two calls at once would read each other's answers: the first is still under way when its metric is gone."""
+    engine, asked = FilteredJar(tmp_path), []
+
+    def slowly(texts):
+        asked.append(f"{texts[0].answer} begins")
+        time.sleep(0.2)
+        asked.append(f"{texts[0].answer} ends")
+        return [[0.0] * 23] * len(texts)
+
+    monkeypatch.setattr(engine, "_ask", slowly)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(engine.ask, [[CleanedCase("one", ("x",))], [CleanedCase("two", ("x",))]]))
+    first, second = asked[0].split()[0], asked[2].split()[0]
+    assert asked == [f"{first} begins", f"{first} ends", f"{second} begins", f"{second} ends"]
+    assert first != second
+
+
+def test_no_room_for_the_pairs_is_a_reason_and_leaves_nothing(java, monkeypatch, tmp_path):
+    class Full:
+        def write_filtered(self, phrases, path):
+            path.touch()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(MetricUnavailableError, match=r"No space left on device.*TMPDIR"):
+        filtered_jar._start(Full(), None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_references_are_cleaned_once_for_several_models():

@@ -10,13 +10,15 @@ import json
 import math
 from typing import TYPE_CHECKING
 
+from mhe.digests import digest_of
 from mhe.run_folder import safe_name, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from mhe.protocols import FloatArray, Metric
+    from mhe.protocols import FloatArray, Metric, Profile
+    from mhe.values import Case
 
 SCHEMA_VERSION = 1
 
@@ -24,6 +26,33 @@ SCHEMA_VERSION = 1
 def score_file_name(metric: str, profile: str, score_key: str) -> str:
     """The path of a score file, relative to the run's folder."""
     return f"scores/{safe_name(metric)}-{safe_name(profile)}-{score_key[:8]}.json"
+
+
+def score_head(
+    metric: Metric,
+    options: Mapping[str, object],
+    profile: Profile,
+    score_key: str,
+    resources: Mapping[str, str],
+    cases: Sequence[Case],
+    groups: Sequence[str],
+) -> dict[str, object]:
+    """What stands in a score file before the samples' statistics: they are those of an equal head."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "metric": metric.name,
+        "metric_version": metric.version,
+        "profile": profile.name,
+        "profile_version": profile.version,
+        "options": options,
+        **({"resources": resources} if resources else {}),
+        "score_key": score_key,
+        "columns": list(metric.columns),
+        "ids": [case.sample.id for case in cases],
+        "units": [case.sample.resampling_unit for case in cases],
+        "groups": {group: [case.sample.groups.get(group) for case in cases] for group in groups},
+        "answers": digest_of([[case.sample.id, case.answer] for case in cases]),
+    }
 
 
 def write_score_file(place: Path, head: Mapping[str, object], metric: Metric, statistics: FloatArray) -> None:

@@ -26,7 +26,7 @@ from mhe.documents.run import MetricRecord, ScoreRecord
 from mhe.errors import MetricUnavailableError, MheError, UserError
 from mhe.protocols import MetricContext
 from mhe.remembered_profiles import remembering_profiles
-from mhe.score_files import SCHEMA_VERSION, kept_statistics, score_file_name, write_score_file
+from mhe.score_files import kept_statistics, score_file_name, score_head, write_score_file
 from mhe.statistics import bootstrap_weights, intervals, unit_sums
 from mhe.values import Case
 
@@ -222,7 +222,7 @@ def _begin(scored: _Scored, entry: _Entry, profile: Profile) -> bool:
 
 
 def _score(scored: _Scored, entry: _Entry, profile: Profile) -> MetricRecord:
-    metric = entry.metric
+    metric, options = entry.metric, entry.options.model_dump(mode="json")
     reason = None if scored.cases else NOTHING_ANSWERED
     resources: dict[str, str] = {}
     try:
@@ -232,7 +232,7 @@ def _score(scored: _Scored, entry: _Entry, profile: Profile) -> MetricRecord:
     key = digest_of(
         {
             "run_key": scored.run_key,
-            "metric": [metric.name, metric.version, entry.options.model_dump(mode="json")],
+            "metric": [metric.name, metric.version, options],
             "profile": [profile.name, profile.version],
             **({"resources": resources} if resources else {}),
         }
@@ -243,7 +243,9 @@ def _score(scored: _Scored, entry: _Entry, profile: Profile) -> MetricRecord:
     if reason is None:
         try:
             # Made of every sample, and so only where it is written.
-            head = _head(scored, entry, profile, key, resources) if place else {}
+            head = (
+                score_head(metric, options, profile, key, resources, scored.cases, scored.task.groups) if place else {}
+            )
             statistics = kept_statistics(place, head, len(metric.columns)) if place else None
             if statistics is None:
                 statistics = _checked(metric, metric.statistics(scored.cases, profile), len(scored.cases))
@@ -257,7 +259,7 @@ def _score(scored: _Scored, entry: _Entry, profile: Profile) -> MetricRecord:
     return MetricRecord(
         metric=metric.name,
         metric_version=metric.version,
-        options=entry.options.model_dump(mode="json"),
+        options=options,
         resources=resources,
         profile=profile.name,
         profile_version=profile.version,
@@ -266,28 +268,6 @@ def _score(scored: _Scored, entry: _Entry, profile: Profile) -> MetricRecord:
         provisional=bool(scored.unanswered),
         values=tuple(values),
     )
-
-
-def _head(
-    scored: _Scored, entry: _Entry, profile: Profile, key: str, resources: Mapping[str, str]
-) -> dict[str, object]:
-    """What stands in a score file before the samples' statistics."""
-    metric = entry.metric
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "metric": metric.name,
-        "metric_version": metric.version,
-        "profile": profile.name,
-        "profile_version": profile.version,
-        "options": entry.options.model_dump(mode="json"),
-        **({"resources": resources} if resources else {}),
-        "score_key": key,
-        "columns": list(metric.columns),
-        "ids": [case.sample.id for case in scored.cases],
-        "units": scored.units,
-        "groups": {group: [case.sample.groups.get(group) for case in scored.cases] for group in scored.task.groups},
-        "answers": digest_of([[case.sample.id, case.answer] for case in scored.cases]),
-    }
 
 
 def _null(value: MetricValue, reason: str, scored: _Scored) -> ScoreRecord:

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mhe import MetricUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +49,8 @@ class FilteredJar:
         """None where the process has the whole table."""
         self._references: frozenset[str] = frozenset()
         """Whose phrases are all among `_phrases`."""
+        # A metric that is gone may leave a call behind that nobody waits for: the next one waits its turn.
+        self._turn = threading.Lock()
 
     @property
     def is_started(self) -> bool:
@@ -53,7 +58,11 @@ class FilteredJar:
         return self._jar is not None
 
     def ask(self, texts: Sequence[CleanedCase]) -> list[list[float]]:
-        """The jar's 23 numbers for each case."""
+        """The jar's 23 numbers for each case. Raises `MetricUnavailableError`."""
+        with self._turn:
+            return self._ask(texts)
+
+    def _ask(self, texts: Sequence[CleanedCase]) -> list[list[float]]:
         from mhe_metrics.java import find_jar
         from mhe_metrics.meteor_jar import MeteorJar, safe_text, score_line
         from mhe_metrics.paraphrase_index import open_index
@@ -128,9 +137,18 @@ def _start(index: ParaphraseIndex, phrases: Flags) -> MeteorJar:
     """A process with the pairs of these phrases; their file is kept as long, for when it is started again."""
     from mhe_metrics.meteor_jar import MeteorJar
 
-    folder = tempfile.mkdtemp(prefix="mhe-meteor-")
-    path = Path(folder) / "paraphrases.gz"
-    index.write_filtered(phrases, path)
+    folder = None
+    try:
+        folder = tempfile.mkdtemp(prefix="mhe-meteor-")
+        path = Path(folder) / "paraphrases.gz"
+        index.write_filtered(phrases, path)
+    except OSError as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise MetricUnavailableError(
+            f"METEOR's paraphrases cannot be written to {tempfile.gettempdir()} ({error.strerror}): they take some "
+            "megabytes; set TMPDIR to a folder with room"
+        ) from None
     jar = MeteorJar(path)
     weakref.finalize(jar, shutil.rmtree, folder, ignore_errors=True)
     return jar

@@ -131,8 +131,13 @@ def _version() -> str:
 
 
 def _digest(place: Path) -> str:
-    if place.is_file():
-        return file_digest(place)
-    # Unpacked and zipped are two digests of one pack: the files are told apart by name and content.
-    files = sorted(path for path in place.rglob("*") if path.is_file())
-    return digest_of({path.relative_to(place).as_posix(): file_digest(path) for path in files})
+    try:
+        if place.is_file():
+            return file_digest(place)
+        # Unpacked and zipped are two digests of one pack: the files are told apart by name and content.
+        files = sorted(path for path in place.rglob("*") if path.is_file())
+        return digest_of({path.relative_to(place).as_posix(): file_digest(path) for path in files})
+    except OSError as error:
+        raise MetricUnavailableError(
+            f"MedCAT's pack {error.filename} cannot be read ({error.strerror})"
+        ) from None
