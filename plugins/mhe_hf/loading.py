@@ -11,7 +11,7 @@ from mhe_hf.halves import joint_configuration, load_halves
 from mhe_hf.model_classes import own_class
 from mhe_hf.options import HfOptions
 from mhe_hf.parts import find_parts
-from mhe_hf.quantization import make_whole, quantization_of, stored_quantization
+from mhe_hf.quantization import keep_odd_layers_unpacked, make_whole, quantization_of, stored_quantization
 from mhe_hf.versions import library_version
 from mhe_hf.weight_files import check_folder
 
@@ -204,6 +204,8 @@ def _load_weights(
             f"model {spec.name}: the checkpoint does not hold {len(lacking)} of the weights that its configuration "
             f"asks for ({', '.join(lacking[:3])}{', …' if len(lacking) > 3 else ''}); it would answer with noise."
         )
+    if stored is not None or options.quantization != "none":
+        keep_odd_layers_unpacked(model)
     return model
 
 

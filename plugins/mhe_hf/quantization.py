@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 HEADS = ("lm_head", "text_decoder.cls")
 """The layer that scores the vocabulary: often tied to the embedding, which is not quantised."""
+PACKED_OUTPUTS = 32
+"""Rows of a weight that bitsandbytes packs together on a CPU."""
 
 
 def quantization_of(
@@ -90,6 +92,20 @@ def restore_layer_classes(model: PreTrainedModel) -> None:
             if found.bias is not None:
                 turned.bias = torch.nn.Parameter(found.bias.data, requires_grad=False)
             model.set_submodule(name, turned)
+
+
+def keep_odd_layers_unpacked(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes on a CPU with bfloat16 from packing 4-bit layers anew that its packed form cannot hold.
+
+    It holds outputs by 32 and inputs by the weights of one scale (64); at other widths the first answer would fail.
+    As they are they give the same numbers, more slowly.
+    """
+    for layer in model.modules():
+        if not hasattr(layer, "support_avx512bf16_for_cpu"):
+            continue
+        state = getattr(layer.weight, "quant_state", None)
+        if state is not None and (state.shape[0] % PACKED_OUTPUTS or state.shape[1] % state.blocksize):
+            layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _kind_of(found: object) -> str | None:
