@@ -63,6 +63,10 @@ def package_version(name: str) -> str | None:
         return None
 
 
+CODE = ("harness", "plugins", "tasks", "pyproject.toml")
+"""What can change a run: a board that gains an entry cannot."""
+
+
 def describe_environment() -> Environment:
     """Python, platform, cores and the versions of the packages that can change a result."""
     versions = {name: version for name in PACKAGES if (version := package_version(name))}
@@ -88,7 +92,7 @@ def describe_code() -> CodeState:
     return CodeState(
         mhe_version=mhe.__version__,
         commit=commit,
-        dirty=bool(_git(here, "status", "--porcelain", "--untracked-files=no", "--", str(here.parent.parent))),
+        dirty=bool(_git(here.parent.parent, "status", "--porcelain", "--untracked-files=no", "--", *CODE)),
     )
 
 
