@@ -167,7 +167,10 @@ def test_a_step_is_found_by_digest_and_adopted(root, tmp_path):
     write(root, tmp_path, digest="same")
     folder, found = find_step("same", root)
     assert find_step("else", root) is None
+    (folder / "pruning.json").write_text("what the recipe kept")
     adopt_checkpoint(root / "second" / "0", folder, found.model_copy(update={"name": "second"}))
+    assert (root / "second" / "0" / "pruning.json").read_text() == "what the recipe kept"
+    assert [read_checkpoint(root / name / "0").name for name in ("mine", "second")] == ["mine", "second"]
     spec = find_checkpoint("second", root)
     assert Path(spec.location, "model.safetensors").read_bytes() == b"weights"
     with pytest.raises(UserError, match="--replace"):

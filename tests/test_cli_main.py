@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mhe.cli import main as cli_main
+from mhe.errors import StorageError
 
 PLUGIN = """
 import click
@@ -226,6 +228,20 @@ def complete(line, stranger, tmp_path):
     found = shell(f"_MHE_COMPLETE=bash_complete COMP_WORDS='{line}' COMP_CWORD={words} $MHE", stranger, tmp_path)
     assert found.stderr == ""
     return {value.partition(",")[2] for value in found.stdout.split()}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_that_takes_no_more_is_told(number):
+    code = (
+        "from mhe.cli import main as module\n"
+        f"def refuse(**_): raise OSError({number}, 'no room')\n"
+        "module.cli.main = refuse\n"
+        "module.main([])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == StorageError.exit_code
+    assert "disk is full" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_completion_offers_the_commands_of_plugins_without_loading_them(stranger, tmp_path):

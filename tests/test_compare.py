@@ -224,6 +224,7 @@ def edited(runs, tmp_path, name, change):
         (lambda r: r["metrics"][0].update(metric_version="9"), "metric version of accuracy (strict): 1"),
         (lambda r: r["metrics"][0].update(profile_version="9"), "profile version of accuracy"),
         (lambda r: r["metrics"][0].update(options={"x": 1}), "options of accuracy"),
+        (lambda r: r["metrics"][0].update(resources={"encoder": "0"}), "resources of accuracy"),
         (lambda r: r["metrics"][0].update(profile="other"), "accuracy is scored under strict"),
         (lambda r: r.update(metrics=[]), "no metric of this run has a value"),
         (lambda r: r.update(metrics=[{**r["metrics"][0], "metric": "other"}]), "no metric in common"),

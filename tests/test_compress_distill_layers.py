@@ -209,3 +209,14 @@ def test_a_smaller_mllama_must_still_see(random_twins):
         smaller_configuration(config, {"text_config": {"num_hidden_layers": 1}})
     seeing = smaller_configuration(config, {"text_config": {"num_hidden_layers": 1, "cross_attention_layers": [0]}})
     assert seeing.text_config.cross_attention_layers == [0]
+
+
+def test_a_field_is_given_once_and_what_was_given_stays_as_it_is(random_twins):
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(random_twins("tiny-llava"))
+    given = {"text_config": {"num_hidden_layers": 1}, "text_config.intermediate_size": 64}
+    assert smaller_configuration(config, given).text_config.intermediate_size == 64
+    assert given["text_config"] == {"num_hidden_layers": 1}
+    with pytest.raises(UserError, match="text_config is given a value of its own"):
+        smaller_configuration(config, {"text_config": 3, "text_config.num_hidden_layers": 1})

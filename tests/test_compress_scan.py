@@ -115,15 +115,30 @@ def test_a_scan_of_another_model_is_refused(scanned, random_twins, tmp_path):
         run_step(open_catalog(), step, cases.place_at(tmp_path))
 
 
-def test_ratios_keep_their_mean_and_their_order():
-    rises = [5.0, 0.0, 1.0, -0.5]
+def made_scan():
     blocks = tuple(
         ScannedBlock(key=f"b{n}", module="language", kind="heads", units=8, kept=6, loss=1 + rise, rise=rise)
-        for n, rise in enumerate(rises)
+        for n, rise in enumerate([5.0, 0.0, 1.0, -0.5])
     )
-    scan = LayerScan(
+    return LayerScan(
         model="m", fingerprint="f", task="t", samples=1, importance="taylor", ratio=0.3, loss=1.0, blocks=blocks
     )
+
+
+def test_a_place_that_cannot_be_written_does_not_cost_the_scan(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mhe.open_job", lambda *_, **__: None)
+    monkeypatch.setattr("mhe_compress.scan.scan_layers", lambda *_, **__: made_scan())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as done:
+        main(["scan-layers", "tiny-llava", "--task", "phantom-vqa", "--out", str(tmp_path / "file" / "scan.json")])
+    assert done.value.code == 2
+    said = capsys.readouterr()
+    assert "b1" in said.out
+    assert "cannot be written" in said.err
+
+
+def test_ratios_keep_their_mean_and_their_order():
+    scan = made_scan()
     found = ratios_by_block(scan, "language", "heads", 0.3, 0.5)
     assert sum(found.values()) / 4 == pytest.approx(0.3)
     assert found["b0"] < found["b2"] < found["b1"] < found["b3"]

@@ -47,6 +47,28 @@ def test_what_was_not_measured_is_null_with_its_reason():
     assert "does not tell" in cost.reasons["latency_p50"]
 
 
+def test_a_rate_of_tokens_needs_the_tokens_of_every_answer():
+    cost = measured([Response("a", text="x", generated_tokens=3), Response("b", text="y")], load_seconds=1.0)
+    assert cost.generated_tokens_per_second is None
+    assert "does not tell" in cost.reasons["generated_tokens_per_second"]
+
+
+def test_what_was_counted_in_the_last_part_of_a_resumed_run_is_not_told_as_the_whole():
+    usage = {"load_seconds": 1.0, "preprocess_seconds": 0.5, "energy_joules": 7.0, "peak_device_bytes": 9.0}
+    cost = measured([Response("a", text="x")], uninterrupted=False, **usage)
+    assert (cost.preprocess_seconds, cost.energy_joules) == (None, None)
+    assert "resumed" in cost.reasons["preprocess_seconds"]
+    assert "resumed" in cost.reasons["energy_joules"]
+    assert (cost.load_seconds, cost.peak_device_bytes) == (1.0, 9)
+
+
+def test_a_process_that_did_not_load_the_model_says_nothing_of_its_memory():
+    cost = measured([Response("a", text="x")], uninterrupted=False)
+    assert cost.peak_host_bytes is None
+    assert "did not load the model" in cost.reasons["peak_host_bytes"]
+    assert "did not load the model" in cost.reasons["energy_joules"]
+
+
 def test_memory_is_that_of_one_model_or_of_none(tmp_path):
     arguments = ("eval", "--model", "scripted", "--model", "majority", "--task", "phantom-vqa", "--limit", "10")
     first, second = mhe(*arguments, "--json", cwd=tmp_path).document["runs"]

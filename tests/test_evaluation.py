@@ -92,6 +92,18 @@ def test_the_order_of_answers_does_not_change_the_scores(tmp_path):
     assert contents[0] == contents[1] == contents[2]
 
 
+@pytest.mark.parametrize("change", [{"metric_version": "0"}, {"profile_version": "0"}, {"options": {"k": 1}}], ids=str)
+def test_scores_of_another_version_or_other_options_are_made_anew_without_the_model(tmp_path, change):
+    first = only_run(mhe(*EVAL, "--json", cwd=tmp_path).document)
+    place = tmp_path / first["folder"] / "run.json"
+    record = json.loads(place.read_text())
+    record["metrics"][0].update(change)
+    place.write_text(json.dumps(record))
+    again = only_run(mhe(*EVAL, "--json", cwd=tmp_path).document)
+    assert again["was_done"]
+    assert json.loads(place.read_text())["metrics"] == again["metrics"] == first["metrics"]
+
+
 def test_fresh_runs_again(tmp_path):
     mhe(*EVAL, "--json", cwd=tmp_path)
     again = only_run(mhe(*EVAL, "--fresh", "--json", cwd=tmp_path).document)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mhe import BackendContext, Generation, ModelSpec, ModelUnusableError, Request, Sample
+from mhe import BackendContext, Generation, ModelSpec, ModelUnusableError, Request, Sample, UserError
+from mhe.catalog import open_catalog
+from mhe.model_names import resolve_model
+from mhe.run_plan import RunOptions, plan_run
 from mhe_metrics.majority import MajorityBackend, MajorityOptions, most_frequent
 
 SPEC = ModelSpec(name="majority", backend="majority", location="the task's training answers")
@@ -140,3 +143,10 @@ def test_the_plugin_imports_nothing_heavy():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
+
+
+def test_a_task_without_a_training_split_is_refused_and_its_test_split_not_learnt(tmp_path):
+    catalog = open_catalog()
+    task = catalog.task("phantom-vqa").model_copy(update={"train_split": None})
+    with pytest.raises(UserError, match="no training split"):
+        plan_run(catalog, resolve_model("majority", catalog), task, RunOptions(runs_dir=tmp_path, limit=2))

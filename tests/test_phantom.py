@@ -310,6 +310,11 @@ def test_subtle_lesions_differ_from_the_same_image_without_them():
     assert checked > 100
 
 
+def test_images_that_the_source_does_not_have_are_not_searched_for():
+    with pytest.raises(ValueError, match="no ultrasound"):
+        PhantomOptions(scope="source", modalities=("ultrasound",), **SUBTLE)
+
+
 @pytest.mark.parametrize("scope", ["source", "target"])
 def test_every_subtle_answer_is_true(scope):
     samples = read("train", count=300, per_type=2, seed=3, scope=scope, **SUBTLE)

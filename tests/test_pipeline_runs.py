@@ -22,7 +22,7 @@ from mhe.documents.run import RunRecord
 from mhe.errors import DocumentError, ModelUnusableError, UnknownNameError, UserError
 from mhe.model_names import resolve_model
 from mhe.pipeline_runs import check_pipeline, find_pipeline, run_pipeline, with_data, with_settings
-from mhe.pipelines import StepPlace, run_step
+from mhe.pipelines import StepPlace, _remove_stale_work, run_step
 from mhe.previews import announced_examples, preview_pipeline
 
 
@@ -503,3 +503,9 @@ def test_calls_that_do_not_fit_are_refused(arguments, told, tmp_path):
     done = mhe(*arguments, cwd=tmp_path)
     assert done.code == 2
     assert told in done.err
+
+
+def test_work_that_another_process_removes_meanwhile_is_passed_over(tmp_path, monkeypatch):
+    gone = tmp_path / ".work" / "abc" / "step.json"
+    monkeypatch.setattr(Path, "glob", lambda *_: iter([gone]))
+    _remove_stale_work(None, StepPlace(directory=tmp_path))

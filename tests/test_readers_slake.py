@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from mhe import DataMissingError, DocumentError, ReadContext, Sample, SampleDataError, open_image
 from mhe_tasks.readers import slake
+from mhe_tasks.readers.release import ArchivedImage
 from mhe_tasks.readers.slake import SlakeOptions, SlakeReader
 from releases import make_slake, make_slake_copy, tiny_jpeg
 
@@ -115,6 +117,29 @@ def test_hub_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("BoKelvin/SLAKE", "a9083ce", "dataset", True)]
     assert len(samples) == 1053
     assert open_image(samples[0].images[0]).mode == "RGB"
+
+
+def test_a_hub_that_fails_without_a_word_is_missing_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def refuse(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(slake, "refuse_unreachable_hub", lambda *_: None)
+    with pytest.raises(DataMissingError, match=r"TimeoutError for o/n@r\.[\s\S]*--data-dir"):
+        read("test", None, hub="o/n", revision="r")
+
+
+def test_a_damaged_image_in_an_archive_is_an_error_of_its_sample(tmp_path: Path) -> None:
+    archive = tmp_path / "imgs.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as stream:
+        stream.writestr("a.jpg", b"abcdefgh" * 1000)
+    content = bytearray(archive.read_bytes())
+    content[36:44] = b"\xff" * 8
+    archive.write_bytes(content)
+    with pytest.raises(SampleDataError, match=r"a\.jpg"):
+        ArchivedImage(archive, "a.jpg").read()
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:

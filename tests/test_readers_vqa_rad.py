@@ -8,6 +8,7 @@ import pickle
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,25 @@ def test_a_hub_that_fails_is_missing_data(monkeypatch: pytest.MonkeyPatch) -> No
     hub._open_table.cache_clear()
     with pytest.raises(DataMissingError, match=r"ConnectionError for o/n@r, split test: no route[\s\S]*--data-dir"):
         read("test", None, hub="o/n", revision="r")
+
+
+def test_a_hub_that_fails_in_the_middle_is_missing_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    class Broken:
+        column_names = ("image", "question", "answer")
+
+        def cast_column(self, *_: object) -> Broken:
+            return self
+
+        def __iter__(self) -> Iterator[dict[str, object]]:
+            yield {"image": {"bytes": b"x"}, "question": "Is it?", "answer": "yes"}
+            raise ConnectionError
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Broken())
+    monkeypatch.setattr(hub, "refuse_unreachable_hub", lambda *_: None)
+    with pytest.raises(DataMissingError, match=r"ConnectionError for o/n@r, split test\.[\s\S]*--data-dir"):
+        read("test", None, hub="o/n", revision="r", limit=2)
 
 
 def test_an_unknown_host_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

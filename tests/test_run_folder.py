@@ -157,3 +157,9 @@ def test_names_become_one_part_of_a_path():
 
 def test_limits_are_those_of_the_child_only():
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+def test_a_place_below_a_file_is_told_and_not_a_traceback(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        write_atomically(tmp_path / "file" / "run.json", "x")

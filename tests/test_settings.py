@@ -53,6 +53,11 @@ def test_all_mistakes_are_told_at_once():
     assert text.count("\n") == 4
 
 
+def test_a_key_that_is_given_twice_is_a_mistake():
+    with pytest.raises(UserError, match=r"'a\.x': given twice"):
+        parse_settings(["a.x=1", "b.x=1", "a.x=2"], ["a", "b"])
+
+
 def test_every_scope_is_there():
     found = parse_settings(["backend.answer=a=b"], ["generation", "backend"])
     assert found == {"generation": {}, "backend": {"answer": "a=b"}}

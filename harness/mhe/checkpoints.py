@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 CHECKPOINT_FILE = "checkpoint.json"
 CARD_FILE = "README.md"
 HISTORY_FILE = "history.json"
+OWN_FILES = frozenset({CHECKPOINT_FILE, CARD_FILE, HISTORY_FILE})
+"""Written anew for each checkpoint; what else lies beside the model is the recipe's."""
 MODEL_FOLDER = "model"
 WORK_FOLDER = ".work"
 _NAME = re.compile(r"(?P<name>[a-z0-9][a-z0-9._-]*)(?:@(?P<seed>[0-9]+))?")
@@ -191,7 +193,10 @@ def write_checkpoint(
 
 
 def adopt_checkpoint(folder: Path, source: Path, checkpoint: Checkpoint, *, replace: bool = False) -> Checkpoint:
-    """Give an equal step's result a second name: same files (hard links where the disk has them), own document."""
+    """Give an equal step's result a second name: same files (hard links where the disk has them), own document.
+
+    What the recipe kept beside the model (`RecipeResult.kept_files`) and the curve come along.
+    """
     if folder.exists() and not replace:
         raise UserError(f"{folder} exists: give --replace, or another --name.")
     staging = folder.with_name(f".{folder.name}.new")
@@ -199,10 +204,13 @@ def adopt_checkpoint(folder: Path, source: Path, checkpoint: Checkpoint, *, repl
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         shutil.copytree(source / checkpoint.model_folder, staging / MODEL_FOLDER, copy_function=_link_or_copy)
+        for path in source.iterdir():
+            if path.is_file() and path.name not in OWN_FILES:
+                _link_or_copy(str(path), str(staging / path.name))
         _write_texts(staging, checkpoint, {})
         _swap(staging, folder)
     except OSError as error:
-        raise StorageError(f"{folder} cannot be written: {error.strerror}.") from None
+        raise StorageError(f"{folder} cannot be written: {error.strerror or error}.") from None
     return checkpoint
 
 

@@ -252,6 +252,7 @@ def _metric_problems(
                     ("metric version", ours.metric_version, theirs.metric_version),
                     ("profile version", ours.profile_version, theirs.profile_version),
                     ("options", ours.options, theirs.options),
+                    ("resources", ours.resources, theirs.resources),
                 )
                 if mine != other
             ]

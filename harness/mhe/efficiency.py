@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 RESUMED = "the run was resumed; its parts ran in different processes"
 NOT_TOLD = "the backend does not tell"
+NOT_LOADED = "the process that wrote this record had every answer and did not load the model"
 NO_DEVICE_MEMORY = "no device memory in use"
 NO_ENERGY = "the backend has read no energy counter (NVIDIA's needs pip install 'mhe[energy]')"
 SHARED = "another model ran in the same process; evaluate this one alone to measure it"
@@ -55,8 +56,10 @@ def measure_efficiency(
 ) -> Efficiency:
     """The cost of a run from its responses, the backend's own figures and the clock around it.
 
-    `generate_seconds` is wall time from the first request to the last response, preprocessing included.
+    `generate_seconds` is wall time from the first request to the last response, preprocessing included. Without a
+    `load_seconds` in `usage` this process has not held the model, and its own figures say nothing of it.
     """
+    has_loaded = "load_seconds" in usage
     reasons: dict[str, str] = {}
 
     def known(name: str, value: float | None, reason: str) -> float | None:
@@ -72,15 +75,22 @@ def measure_efficiency(
         return known(name, amount / generate_seconds if generate_seconds > 0 else None, "no time was measured")
 
     def total(values: Sequence[int | None]) -> int | None:
+        # A sum over some of them, divided by the time of all, would be too low a rate.
         numbers = [value for value in values if value is not None]
-        return sum(numbers) if numbers else None
+        return sum(numbers) if numbers and len(numbers) == len(values) else None
 
     answered = [response for response in responses if response.error is None]
     latencies = [r.seconds for r in answered if r.seconds is not None]
     firsts = [r.first_token_seconds for r in answered if r.first_token_seconds is not None]
 
     def told(name: str, reason: str = NOT_TOLD) -> float | None:
-        return known(name, usage.get(name), reason)
+        return known(name, usage.get(name), reason if has_loaded else NOT_LOADED)
+
+    def told_of_all(name: str, reason: str = NOT_TOLD) -> float | None:
+        # What the backend counts is of this process: of a resumed run, of its last part.
+        return told(name, reason) if uninterrupted or not has_loaded else known(name, None, RESUMED)
+
+    host = peak_host_bytes(description.fingerprint.digest) if has_loaded else None
 
     return Efficiency(
         device=description.device,
@@ -89,7 +99,7 @@ def measure_efficiency(
         largest_batch_size=_whole(told("largest_batch_size")),
         uninterrupted=uninterrupted,
         load_seconds=told("load_seconds"),
-        preprocess_seconds=told("preprocess_seconds"),
+        preprocess_seconds=told_of_all("preprocess_seconds"),
         generate_seconds=known("generate_seconds", generate_seconds if uninterrupted else None, RESUMED),
         score_seconds=score_seconds,
         samples_per_second=rate("samples_per_second", len(answered)),
@@ -99,10 +109,10 @@ def measure_efficiency(
         latency_p95=known("latency_p95", percentile(latencies, 0.95), NOT_TOLD),
         first_token_p50=known("first_token_p50", percentile(firsts, 0.5), NOT_TOLD),
         first_token_p95=known("first_token_p95", percentile(firsts, 0.95), NOT_TOLD),
-        peak_host_bytes=_whole(known("peak_host_bytes", peak_host_bytes(description.fingerprint.digest), SHARED)),
+        peak_host_bytes=_whole(known("peak_host_bytes", host, SHARED if has_loaded else NOT_LOADED)),
         peak_device_bytes=_whole(told("peak_device_bytes", NO_DEVICE_MEMORY)),
         peak_device_reserved_bytes=_whole(told("peak_device_reserved_bytes", NO_DEVICE_MEMORY)),
-        energy_joules=told("energy_joules", NO_ENERGY),
+        energy_joules=told_of_all("energy_joules", NO_ENERGY),
         reasons=reasons,
     )
 

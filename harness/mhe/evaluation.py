@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mhe.answers import answer_of
-from mhe.digests import digest_of
+from mhe.digests import cache_dir, digest_of
 from mhe.documents.run import BackendRecord, Counts, MetricRecord, ModelRecord, RunRecord, TaskRecord
 from mhe.efficiency import measure_efficiency
 from mhe.environment import describe_code, describe_environment
 from mhe.errors import StorageError
 from mhe.model_names import recorded_location
+from mhe.protocols import MetricContext
 from mhe.run_folder import locked
 from mhe.scoring import score_cases
 from mhe.values import Case
@@ -100,7 +101,21 @@ def _is_done(plan: RunPlan, record: RunRecord) -> bool:
             found = there.get((metric, profile))
             if found is None or found.file is None or not (plan.folder.path / found.file).exists():
                 return False
+            if not _is_present(plan, found):
+                return False
     return True
+
+
+def _is_present(plan: RunPlan, found: MetricRecord) -> bool:
+    """Whether a metric's record is of the versions that are installed, and of the metric's own options."""
+    factory = plan.catalog.metric(found.metric)
+    options = factory.Options()
+    metric = factory(options, MetricContext(cache_dir=cache_dir(), open_tagger=plan.catalog.open_tagger))
+    return (found.metric_version, found.profile_version, dict(found.options)) == (
+        metric.version,
+        plan.catalog.profile(found.profile).version,
+        options.model_dump(mode="json"),
+    )
 
 
 def _predict(plan: RunPlan, responses: dict[str, Response], pending: Sequence[str], progress: Progress) -> Prediction:

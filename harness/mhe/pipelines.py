@@ -388,11 +388,13 @@ def _work_folder(plan: StepPlan, place: StepPlace) -> Path:
 def _remove_stale_work(plan: StepPlan, place: StepPlace) -> None:
     """Work of abandoned attempts at this name, made with other options, is of no use to anyone."""
     for note in sorted((checkpoints_dir(place.directory) / WORK_FOLDER).glob("*/step.json")):
-        about = json.loads(note.read_text(encoding="utf-8"))
-        if (about.get("name"), about.get("seed")) != (plan.step.name, plan.step.seed):
-            continue
         try:
+            about = json.loads(note.read_text(encoding="utf-8"))
+            if (about.get("name"), about.get("seed")) != (plan.step.name, plan.step.seed):
+                continue
             with locked(note.parent, "removing an abandoned attempt"):
                 shutil.rmtree(note.parent, ignore_errors=True)
+        except FileNotFoundError:
+            continue  # another process has just finished and removed it
         except BusyError:
             place.say(f"{note.parent} is in use by another process and is left alone.")

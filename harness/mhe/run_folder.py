@@ -17,7 +17,7 @@ import json
 import os
 import re
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -62,7 +62,9 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(stream.fileno())
         draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        # Where a part of the path is a file, not even the draft's name can be asked for.
+        with suppress(OSError):
+            draft.unlink()
         raise StorageError(f"{path} cannot be written: {error.strerror}. Nothing before it is lost.") from None
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mhe.digests import cache_dir
 from mhe.documents.base import parse_options
+from mhe.errors import UserError
 from mhe.prompting import build_request
 from mhe.protocols import BackendContext
 from mhe.run_folder import RunFolder
@@ -123,6 +124,9 @@ def _backend_opener(
     chosen = parse_options(factory.Options, settings, f"--set backend (options of backend {model.backend})")
 
     def training_samples() -> Sequence[Sample]:
+        if task.train_split is None:
+            # load_samples would take the split that is evaluated.
+            raise UserError(f"task {task.name} has no training split, which backend {model.backend} learns from.")
         found = load_samples(
             catalog,
             task,

@@ -40,7 +40,7 @@ class GuardReport:
     """What the data guard found."""
 
     dropped_pairs: int = 0
-    """Training and validation pairs dropped because they repeat an evaluated pair."""
+    """Training pairs dropped because they repeat an evaluated pair; such validation pairs go too, uncounted."""
     shared_images: int = 0
     """Distinct images of the training data that an evaluated split has as well."""
 

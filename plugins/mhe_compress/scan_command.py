@@ -82,9 +82,10 @@ def scan_layers_command(
         device=device,
         say=lambda text: click.echo(text, err=True),
     )
+    # First what took so long: the place may turn out not to be writable.
+    click.echo(json.dumps(found.model_dump(mode="json"), indent=2) if as_json else _text(found))
     _write(out, found.model_dump_json(indent=2) + "\n")
     _write(out.with_suffix(".svg"), draw_scan(found))
-    click.echo(json.dumps(found.model_dump(mode="json"), indent=2) if as_json else _text(found))
     click.echo(f"Scan: {out}, picture: {out.with_suffix('.svg')}", err=True)
     return 0
 

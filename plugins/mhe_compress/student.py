@@ -169,12 +169,13 @@ def smaller_configuration(configuration: PreTrainedConfig, changes: Mapping[str,
 
 def _merged(known: Mapping[str, object], changes: Mapping[str, object], path: str) -> dict[str, object]:
     merged = dict(known)
-    flat = {key: value for key, value in changes.items() if "." not in key}
+    flat = {key: dict(value) if isinstance(value, dict) else value for key, value in changes.items() if "." not in key}
     for key, value in changes.items():
         first, dot, rest = key.partition(".")
         if dot:
             inner = flat.setdefault(first, {})
-            assert isinstance(inner, dict)
+            if not isinstance(inner, dict):
+                raise UserError(f"{path}: {first} is given a value of its own; leave out {key}, or that value.")
             inner[rest] = value
     for key, value in flat.items():
         if key not in known:

@@ -1,4 +1,4 @@
-"""What the small LLaVA and LLaVA-NeXT have in common: the vision tower, its beginning, and the control tokens."""
+"""What the small LLaVA and LLaVA-NeXT have in common: the vision tower and its beginning."""
 
 from __future__ import annotations
 

@@ -131,9 +131,9 @@ def bench_model(
     with ProgressLine(f"{spec.name} on {task}") as line:
         found = measure_model(catalog, spec, catalog.task(task), options, line.update)
     place = out or _place(runs, found)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(place, found.to_json())
+    # First what took so long: the place may turn out not to be writable.
     click.echo(found.to_json().rstrip() if as_json else _text(found))
+    write_atomically(place, found.to_json())
     say(f"Record: {place}")
     return 3 if found.failed_samples else 0
 

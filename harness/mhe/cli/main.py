@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import sys
@@ -204,7 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _drop_output()
         code = 0
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        from mhe.run_folder import is_disk_refusing
+
+        if not is_disk_refusing(error):
             raise
         _drop_output()
         say("error: the disk is full. What was written before is kept: make room and run the same command again.")

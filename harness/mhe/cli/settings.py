@@ -31,6 +31,8 @@ def parse_settings(settings: Sequence[str], scopes: Sequence[str]) -> dict[str, 
             close = difflib.get_close_matches(scope, scopes, n=1)
             hint = f" Did you mean {close[0]}.{name or '…'}?" if close else ""
             problems.append(f"{key!r}: must begin with {', '.join(f'{s}.' for s in scopes)}.{hint}")
+        elif name in chosen[scope]:
+            problems.append(f"{key.strip()!r}: given twice")
         else:
             try:
                 chosen[scope][name] = parse_value(text)

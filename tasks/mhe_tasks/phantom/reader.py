@@ -92,6 +92,9 @@ class PhantomOptions(Part):
     def _only_subtle_phantoms_have_parts(self) -> Self:
         if self.scope != "all" and self.findings != "subtle":
             raise ValueError(f"scope {self.scope!r} needs findings 'subtle'; plain phantoms have only scope 'all'")
+        if self.scope == "source" and set(self.modalities) == {"ultrasound"}:
+            # The search for such images would never end.
+            raise ValueError("scope 'source' has no ultrasound; name other modalities, or scope 'target'")
         return self
 
 

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -111,19 +112,27 @@ def read_rows(
     except (MissingExtraError, DocumentError):
         raise
     except Exception as error:
-        # Missing repositories, refused connections and full disks reach us as a dozen unrelated classes.
-        reason = f"{type(error).__name__} for {copy.place}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-        raise release.missing(context, reason.rstrip(". ")) from error
+        raise release.missing(context, reason_of(error, copy.place)) from error
     _check_columns(copy, table, ["image", *columns])
     if is_streamed:
-        for number, row in enumerate(table):
-            if number == context.limit:
-                return
-            cell = row["image"] or {}
-            yield {name: row[name] for name in columns}, BytesSource(bytes(cell.get("bytes") or b""))
+        try:
+            for row in islice(table, context.limit):
+                cell = row["image"] or {}
+                yield {name: row[name] for name in columns}, BytesSource(bytes(cell.get("bytes") or b""))
+        except Exception as error:  # as above, in the middle of the stream
+            raise release.missing(context, reason_of(error, copy.place)) from error
         return
     for number, row in enumerate(table.select_columns(list(columns))):
         yield row, TableImage(copy, number)
+
+
+def reason_of(error: Exception, place: str) -> str:
+    """One line about what the hub's libraries raised.
+
+    Missing repositories, refused connections and full disks reach us as a dozen unrelated classes, some without a word.
+    """
+    said = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__} for {place}: {said}".rstrip(":. ")
 
 
 def _check_columns(copy: Copy, table: Any, columns: Sequence[str]) -> None:  # noqa: ANN401 - untyped library

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -107,8 +108,8 @@ class ArchivedImage:
             return _open_archive(self.archive).read(self.member)
         except KeyError:
             raise SampleDataError(f"image {self.member}: not in {self.archive}") from None
-        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-            # zipfile raises the last three for encrypted, unknown and cut-off members.
+        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
+            # zipfile raises the last four for damaged, encrypted, unknown and cut-off members.
             raise SampleDataError(f"image {self.member} in {self.archive}: {error}") from None
 
     def digest(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mhe import DocumentError, Image, MissingExtraError, Part, Sample
-from mhe_tasks.readers.hub import refuse_unreachable_hub
+from mhe_tasks.readers.hub import reason_of, refuse_unreachable_hub
 from mhe_tasks.readers.release import (
     ImageStore,
     Release,
@@ -163,7 +163,5 @@ def _fetch_snapshot(context: ReadContext) -> Path:
     try:
         folder = snapshot_download(context.hub, revision=context.revision, repo_type="dataset", allow_patterns=wanted)
     except Exception as error:
-        # Missing repositories, refused connections and full disks reach us as a dozen unrelated classes.
-        reason = f"{type(error).__name__} for {context.hub}@{context.revision}: {str(error).strip().splitlines()[0]}"
-        raise RELEASE.missing(context, reason.rstrip(". ")) from error
+        raise RELEASE.missing(context, reason_of(error, f"{context.hub}@{context.revision}")) from error
     return Path(folder)
