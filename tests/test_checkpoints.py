@@ -163,6 +163,17 @@ def test_changed_files_are_seen(root, tmp_path):
     assert changed_files(folder, written) == ["config.json", "model.safetensors"]
 
 
+def test_a_damaged_document_of_another_step_is_passed_over_and_told(root, tmp_path, caplog):
+    write(root, tmp_path, digest="same")
+    damaged = root / "a-broken-one" / "0"
+    damaged.mkdir(parents=True)
+    (damaged / "checkpoint.json").write_text("{")
+    found = find_step("same", root)
+    assert found is not None
+    assert found[1].name == "mine"
+    assert "a-broken-one" in caplog.text
+
+
 def test_a_step_is_found_by_digest_and_adopted(root, tmp_path):
     write(root, tmp_path, digest="same")
     folder, found = find_step("same", root)

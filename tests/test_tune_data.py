@@ -79,6 +79,11 @@ def test_the_evaluated_split_is_refused(catalog, release):
         load(catalog, release, validation_split="test")
 
 
+def test_the_training_split_validates_nothing(catalog, release):
+    with pytest.raises(UserError, match="'train' is the split that is trained on"):
+        load(catalog, release, validation_split="train")
+
+
 def test_an_unknown_split_names_the_known_ones(catalog, release):
     with pytest.raises(UnknownNameError, match="train"):
         load(catalog, release, split="trian")

@@ -21,6 +21,7 @@ from mhe.errors import DataMissingError, UnknownNameError
 from mhe.image_hashes import key_of, near_pairs, near_pairs_within, read_facts
 from mhe.images import FileSource
 from mhe.samples import load_samples
+from mhe.training_data import normalised_question
 
 if TYPE_CHECKING:
     from mhe.catalog import Catalog
@@ -318,8 +319,8 @@ def _showing(part: _SplitData, images: set[str]) -> int:
 
 
 def _text(sample: Sample) -> tuple[str, str]:
-    """Question and answers without regard to case and white space."""
-    return _folded(sample.question or ""), "\n".join(_folded(text) for text in sample.references)
+    """The question as the guard of training compares it, and answers without regard to case and white space."""
+    return normalised_question(sample.question), "\n".join(_folded(text) for text in sample.references)
 
 
 def _key(sample: Sample, part: _SplitData) -> tuple[tuple[str, ...], str, str]:

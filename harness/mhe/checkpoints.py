@@ -10,6 +10,7 @@ CHECKPOINTS/<NAME>/<SEED>/
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 from mhe.digests import file_digest
 from mhe.documents.checkpoint import Checkpoint
 from mhe.documents.model import ModelSpec, TrainingSummary
-from mhe.errors import BusyError, StorageError, UnknownNameError, UserError
+from mhe.errors import BusyError, DocumentError, StorageError, UnknownNameError, UserError
 from mhe.fingerprints import fingerprint_folder
 
 if TYPE_CHECKING:
@@ -132,9 +133,16 @@ def model_of(folder: Path, checkpoint: Checkpoint) -> ModelSpec:
 
 
 def find_step(digest: str, directory: Path | None = None) -> tuple[Path, Checkpoint] | None:
-    """A finished checkpoint of an equal step under any name, so that pipelines share their steps."""
+    """A finished checkpoint of an equal step under any name, so that pipelines share their steps.
+
+    One whose document is damaged is passed over with a warning: it is no reason to refuse another step.
+    """
     for folder in checkpoint_folders(directory):
-        found = read_checkpoint(folder)
+        try:
+            found = read_checkpoint(folder)
+        except DocumentError as error:
+            logging.getLogger(__name__).warning("passed over when looking for an equal step: %s", error)
+            continue
         if found is not None and found.step_digest == digest:
             return folder, found
     return None

@@ -205,6 +205,11 @@ def _validation_part(
 ) -> tuple[SampleSet, list[Sample]]:
     """The samples to validate on, and what is left to train on."""
     own = choice.split or task.train_split or ""
+    if choice.validation_split == own:
+        raise UserError(
+            f"task {task.name}: validation_split {own!r} is the split that is trained on. Name another, or none: "
+            f"{VALIDATION_FRACTION:.0%} of the training images are held out then."
+        )
     split = choice.validation_split or (VALIDATION_SPLIT if VALIDATION_SPLIT in task.splits else None)
     if split is not None and split not in (task.default_split, own):
         found = load_samples(catalog, task, split=split, limit=choice.limit, data_dir=data_dir, offline=offline)

@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from mhe import UserError
 from mhe.boards.checking import build_board, check_board, check_root
 from mhe.boards.entries import compressed, parse_scores, read_content, scores_content
 from mhe.boards.verification import MetricShelf
@@ -186,6 +187,17 @@ def test_a_whole_board_that_vanished_is_found_by_git(committed):
     shutil.rmtree(bench.root / "toy")
     found = "\n".join(problems(bench))
     assert "toy/v1: published in the last commit, and vanished" in found
+
+
+def test_a_committed_board_that_is_no_yaml_is_told(committed):
+    bench, board = committed
+    path = board.path / "board.yaml"
+    sound = path.read_text()
+    path.write_text("{")
+    git(bench.root.parent, "commit", "-q", "-a", "-m", "broken")
+    path.write_text(sound)
+    with pytest.raises(UserError, match=r"toy/v1/board\.yaml in the last commit is no YAML"):
+        problems(bench)
 
 
 def test_a_rule_changed_in_place_is_found_by_git(committed):

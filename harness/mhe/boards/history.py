@@ -47,7 +47,10 @@ def last_commit(root: Path) -> History | None:
 
 
 def _git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False, timeout=60)
+    try:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False, timeout=60)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"git {arguments[0]} did not end within a minute in {root}: try it there.") from None
 
 
 def history_problems(history: History, boards: Collection[str] = ()) -> list[str]:
@@ -107,7 +110,14 @@ def _committed(history: History, path: PurePosixPath) -> BoardSpec:
     shown = _git(history.root, "show", f"HEAD:./{path}")
     if shown.returncode:
         raise UserError(f"git cannot show {path} of HEAD: {shown.stderr.decode('utf-8', 'replace').strip()}")
-    return BoardSpec.from_data(yaml.safe_load(shown.stdout.decode("utf-8")), f"{path} in the last commit")
+    place = f"{path} in the last commit"
+    try:
+        data = yaml.safe_load(shown.stdout.decode("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{place} is no YAML ({error}), so that nothing can be compared with it: commit it mended."
+        ) from None
+    return BoardSpec.from_data(data, place)
 
 
 def _changed_pins(old: BoardTask, new: BoardTask) -> list[str]:
