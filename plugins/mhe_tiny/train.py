@@ -7,6 +7,7 @@ one after the other. With the same versions, processor and number of threads, eq
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ STREAMS_A_SEED = 1024
 
 
 def train_folder(name: str, folder: Path, *, seed: int, plan: Plan, threads: int) -> None:
-    """Build, train and save a small model; the folder appears when it is complete."""
+    """Build, train and save a small model."""
     let_waiting_threads_sleep()
     import torch
 
@@ -73,18 +74,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     names: list[str] = chosen.names or missing_names()
     if chosen.out is not None and len(names) != 1:
-        raise UserError(f"--out is the folder of one model, and {len(names)} are to be trained; name one")
+        parser.error(f"--out is the folder of one model, and {len(names)} are to be trained; name one")
+    try:
+        builders = {name: find_builder(name) for name in names}
+    except UserError as error:
+        parser.error(str(error))
     from mhe_tiny.report import write_readme
 
-    for name in names:
-        builder = find_builder(name)
+    for name, builder in builders.items():
         lengths = {"vision_steps": chosen.vision_steps, "steps": chosen.steps}
         plan = replace(builder.plan, **{key: value for key, value in lengths.items() if value is not None})
         command = f"python -m mhe_tiny.train {name} --seed {chosen.seed} --out FOLDER"
         command += "".join(f" --{key.replace('_', '-')} {value}" for key, value in lengths.items() if value is not None)
         folder = chosen.out or MODELS / name
-        train_folder(name, folder, seed=chosen.seed, plan=plan, threads=chosen.threads)
-        write_readme(name, folder, command)
+        # The weights come last: interrupted, nothing lies in the folder that looks like a model.
+        draft = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(draft, ignore_errors=True)
+        train_folder(name, draft, seed=chosen.seed, plan=plan, threads=chosen.threads)
+        write_readme(name, draft, command)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(draft.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+            path.replace(folder / path.name)
+        draft.rmdir()
 
 
 if __name__ == "__main__":
