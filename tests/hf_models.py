@@ -60,6 +60,7 @@ def build_llava(
     chat_template: str | None = CHAT_TEMPLATE,
     hidden: int = 64,
     layers: int = 2,
+    feed_forward: int | None = None,
 ) -> Path:
     """Write a random tiny LLaVA into `folder`."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
@@ -81,7 +82,7 @@ def build_llava(
             patch_size=PATCH,
         ),
         text_config=LlamaConfig(
-            hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+            hidden_size=hidden, intermediate_size=feed_forward or 2 * hidden, num_hidden_layers=layers,
             num_attention_heads=4, num_key_value_heads=2,
             vocab_size=len(tokenizer), max_position_embeddings=CONTEXT, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import Counter
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import hf_models
-from hf_models import answers, ask, open_backend, picture
+from hf_models import answers, ask, on_image, open_backend, picture
 from mhe import Generation
 from mhe.cli.batch_size import BatchSize as BatchSizeParameter
 from mhe_hf import Collator, HfOptions, batch_memory, batches, generation, load_configuration, load_processor
@@ -119,6 +120,14 @@ class TestOrder:
         assert sorted(r.sample_id for r in flat) == sorted(r.sample_id for r in questions)
         lengths = [len(r.messages[0].text) // 16 for r in flat]
         assert lengths == sorted(lengths, reverse=True)
+
+    def test_questions_of_one_image_stay_together_and_the_longest_leads(self):
+        texts = ["x" * 20, "x" * 200, "x" * 60, "x" * 400, "x" * 20, "x" * 90]
+        asked = [on_image(ask(f"q{n}", text), f"image {n % 3}") for n, text in enumerate(texts)]
+        bare = dataclasses.replace(asked[0], sample_id="bare", images=())
+        found = batches.sized_batches([*asked, bare], BatchSize(2), lambda r: len(r.messages[0].text) / 4)
+        names = [[request.sample_id for request in batch] for batch in found]
+        assert names == [["q3", "q0"], ["q1", "q4"], ["q5", "q2"], ["bare"]]
 
     def test_a_batch_has_the_size_that_holds_when_it_is_asked_for(self, questions):
         size = BatchSize(4)

@@ -22,6 +22,9 @@ from mhe import (
     ModelUnusableError,
     Request,
     Response,
+    SampleModelError,
+    SampleSystemError,
+    ScoresTokens,
     UserError,
     open_image,
 )
@@ -34,11 +37,40 @@ from server_cases import DAMAGED, KEY, QUICK, about, ask, different, open_backen
 # ---------------------------------------------------------------- what is sent
 
 
+class AnswersAlone(ServerBackend):
+    """Without the chances of tokens, which only vLLM's server tells."""
+
+    next_tokens = None
+
+
 def test_it_keeps_what_every_backend_must(tmp_path):
     with serving() as server:
         spec = ModelSpec(name="m", backend="server", location=MODEL)
-        responses = check_backend(ServerBackend, options={"url": server.url, **QUICK}, model=spec)
+        responses = check_backend(AnswersAlone, options={"url": server.url, **QUICK}, model=spec)
         assert [response.prompt_tokens for response in responses] == [21] * 8
+
+
+def test_chances_of_tokens_are_asked_of_vllm_alone(tmp_path):
+    with serving() as server:
+        backend = open_backend(server, tmp_path)
+        try:
+            assert isinstance(backend, ScoresTokens)
+            with pytest.raises(SampleModelError, match="does not tell tokens by their numbers"):
+                backend.next_tokens(toy_requests(1)[0], (), 3)
+        finally:
+            backend.close()
+        assert [place for place in server.places if "chat" in place] == []
+
+
+def test_a_server_that_keeps_the_chances_to_itself_is_told(tmp_path):
+    with serving() as server:
+        server.models[0]["owned_by"] = "vllm"
+        backend = open_backend(server, tmp_path)
+        try:
+            with pytest.raises(SampleSystemError, match="was asked for log-probabilities and token numbers"):
+                backend.next_tokens(toy_requests(1)[0], (), 3)
+        finally:
+            backend.close()
 
 
 def pixels_of(url):

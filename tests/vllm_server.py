@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from mhe import ModelSpec, Request, Response
@@ -68,13 +69,19 @@ class VllmServer:
             self._process.wait()
             self._process = None
 
-    def answers(self, requests: list[Request], place: Path, **options: object) -> dict[str, Response]:
-        """What the backend `server` hears from it."""
+    @contextlib.contextmanager
+    def opened(self, place: Path, **options: object) -> Iterator[ServerBackend]:
+        """The backend `server`, which asks it."""
         self.wait()
         spec = ModelSpec(name="m", backend="server", location=self.name)
         backend = ServerBackend(spec, ServerOptions(url=self.url, **options), context(place))
         try:
             backend.load()
-            return by_sample(backend.generate(requests, [request.sample_id for request in requests]))
+            yield backend
         finally:
             backend.close()
+
+    def answers(self, requests: list[Request], place: Path, **options: object) -> dict[str, Response]:
+        """What the backend `server` hears from it."""
+        with self.opened(place, **options) as backend:
+            return by_sample(backend.generate(requests, [request.sample_id for request in requests]))

@@ -87,7 +87,9 @@ def decode_image(data: bytes, name: str) -> PIL.Image.Image:
             width, height = picture.size
             if width * height <= MAX_PIXELS:
                 picture.load()
-                return to_rgb(PIL.ImageOps.exif_transpose(picture))
+                # In place: most pictures stand upright, and would be copied.
+                PIL.ImageOps.exif_transpose(picture, in_place=True)
+                return to_rgb(picture)
     except PIL.Image.DecompressionBombError:
         width, height = 2 * MAX_PIXELS, 1
     except PIL.UnidentifiedImageError:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
     from mhe import Request
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 
 SAME_LENGTH = 4
-"""Prompts whose lengths differ by fewer tokens than this keep their order: neighbours often share an image."""
+"""Prompts whose lengths differ by fewer tokens than this keep their order."""
 
 
 def form_batches(requests: Sequence[Request], size: int) -> list[tuple[Request, ...]]:
@@ -42,12 +42,31 @@ def sized_batches(
 ) -> Iterator[tuple[Request, ...]]:
     """Each request once, the longest prompts first, in batches of the size that holds when a batch is asked for.
 
-    `length` is in tokens. The longest come first so that memory runs out at the start or not at all.
+    `length` is in tokens. The longest come first so that memory runs out at the start or not at all. Requests that show
+    the same images stay together, the longest of them telling their place: they are opened, and where the model allows
+    encoded, once.
     """
     for members in _alike(requests):
-        ordered = deque(sorted(members, key=lambda request: -(length(request) // SAME_LENGTH)))
+        steps = {request.sample_id: length(request) // SAME_LENGTH for request in members}
+        longest: dict[Hashable, float] = {}
+        first: dict[Hashable, int] = {}
+        for place, request in enumerate(members):
+            shown = _shown(request)
+            longest[shown] = max(longest.get(shown, 0.0), steps[request.sample_id])
+            first.setdefault(shown, place)
+
+        def order(request: Request) -> tuple[float, int, float]:
+            shown = _shown(request)
+            return -longest[shown], first[shown], -steps[request.sample_id]  # noqa: B023 - used in this round alone
+
+        ordered = deque(sorted(members, key=order))
         while ordered:
             yield tuple(ordered.popleft() for _ in range(min(size.rows, len(ordered))))
+
+
+def _shown(request: Request) -> Hashable:
+    """The images of a request; one without is alone."""
+    return tuple((image.id, image.resize) for image in request.images) or request.sample_id
 
 
 def _alike(requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:

@@ -47,6 +47,8 @@ class Batch:
     """Samples that have no row, and why."""
     seconds: float
     """What making it took."""
+    same_image: tuple[int, ...] = ()
+    """For each row the first row that shows the same one image; empty where a row shows none or several."""
 
 
 @dataclass(slots=True)
@@ -102,6 +104,7 @@ class Collator:
                 prompt_tokens=encoded.lengths,
                 failures=failures,
                 seconds=time.perf_counter() - started,
+                same_image=_same_image(rows),
             )
 
     def forget(self) -> None:
@@ -186,6 +189,13 @@ class Collator:
 
     def _process(self, rows: Sequence[_Row]) -> Encoded:
         return self._family.encode(self._processor, [row.text for row in rows], [row.pictures for row in rows])
+
+
+def _same_image(rows: Sequence[_Row]) -> tuple[int, ...]:
+    if any(len(row.pictures) != 1 for row in rows):
+        return ()
+    firsts: dict[Hashable, int] = {}
+    return tuple(firsts.setdefault(row.pictures[0].info[KEY], number) for number, row in enumerate(rows))
 
 
 def context_of(configuration: PreTrainedConfig) -> int | None:

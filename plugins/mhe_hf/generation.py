@@ -17,6 +17,7 @@ from transformers import (
 
 from mhe_hf.families import family_of
 from mhe_hf.sampling import SeededSampling
+from mhe_hf.shared_images import with_shared_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,8 +120,9 @@ def answer_batch(
         is_cut = any(room is not None and room < asked.max_new_tokens for room in rooms)
         ends = RowEnds(tokenizer, asked.stop, rooms, decoding.prompt_length)
         settings.max_new_tokens = min(asked.max_new_tokens, longest)
+        shared = batch.same_image and decoding.inputs is inputs
         output = decoding.generator.generate(  # type: ignore[operator]
-            **decoding.inputs,
+            **(with_shared_images(model, inputs, batch.same_image) if shared else decoding.inputs),
             generation_config=settings,
             logits_processor=LogitsProcessorList([*_sampling(batch, decoding.prompt_length), *processors]),
             stopping_criteria=StoppingCriteriaList([ends] if asked.stop or is_cut else []),

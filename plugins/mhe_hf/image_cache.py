@@ -11,6 +11,8 @@ import copy
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+from mhe_hf.image_resizing import resized_before
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
@@ -104,11 +106,16 @@ class CachingImageProcessor:
             self._cache.put(key, feature, _size_of(units[key]))
 
     def _alone(self, unit: object, kwargs: Mapping[str, object]) -> Feature:
-        picture = self._with_pixels(unit)
-        if getattr(picture, "mode", None) == "RGB" and getattr(self._own, "do_convert_rgb", None) is True:
-            # Converting RGB to RGB copies every pixel, of images that are far larger than what is made of them.
-            kwargs = {"do_convert_rgb": False, **kwargs}
-        return dict(self._own([picture], **kwargs))  # type: ignore[operator]
+        shown = self._with_pixels(unit)
+        picture: Any = shown[0] if isinstance(shown, list) and len(shown) == 1 else shown
+        if getattr(picture, "mode", None) == "RGB":
+            if getattr(self._own, "do_convert_rgb", None) is True:
+                # Converting RGB to RGB copies every pixel, of images that are far larger than what is made of them.
+                kwargs = {"do_convert_rgb": False, **kwargs}
+            resized = resized_before(self._own, picture, kwargs)
+            if resized is not None:
+                shown, kwargs = resized, {"do_resize": False, **kwargs}
+        return dict(self._own([shown], **kwargs))  # type: ignore[operator]
 
     def _with_pixels(self, unit: object) -> object:
         if isinstance(unit, list | tuple):

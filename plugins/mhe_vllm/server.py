@@ -26,13 +26,14 @@ from mhe_vllm.server_options import ServerOptions
 from mhe_vllm.server_refusals import end_of_run, failure_of
 from mhe_vllm.server_requests import BodyMaker
 from mhe_vllm.server_threads import answer_at_once
+from mhe_vllm.server_tokens import TokenScorer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from pydantic import BaseModel
 
-    from mhe import BackendContext, ModelSpec, Request
+    from mhe import BackendContext, ModelSpec, Request, TokenChance
 
 VERSION = "1"
 """Raised when a change here can change an answer."""
@@ -52,6 +53,7 @@ class ServerBackend:
         self._connection: Connection | None = None
         self._bodies: BodyMaker | None = None
         self._answers: AnswerReader | None = None
+        self._tokens: TokenScorer | None = None
         self._lock = threading.Lock()
         self._known_breaks = 0
         self._preprocess_seconds = 0.0
@@ -91,6 +93,7 @@ class ServerBackend:
         self._bodies = BodyMaker(self._identity, self._options)
         name = self._options.answers_as or self._identity.model
         self._answers = AnswerReader(endpoint, name, is_streamed=self._options.stream)
+        self._tokens = TokenScorer(self._connection, self._identity, self._bodies, self._answers)
 
     def generate(self, requests: Sequence[Request], pending: Collection[str]) -> Iterator[Response]:
         """Answers of the pending requests as they come, `concurrency` requests at once.
@@ -145,6 +148,15 @@ class ServerBackend:
                     "of its own: start one."
                 )
             self._known_breaks = breaks
+
+    def next_tokens(self, request: Request, before: Sequence[int], most: int) -> Sequence[Sequence[TokenChance]]:
+        """The likeliest tokens at each place of the answer, from vLLM's server; see `mhe.ScoresTokens`.
+
+        Raises `SampleError` for another server, which does not tell them, and for a beginning that it cannot be given.
+        """
+        if self._tokens is None:
+            raise RuntimeError("next_tokens was called before load")
+        return self._tokens.next_tokens(request, before, most)
 
     def usage(self) -> Mapping[str, float]:
         """Seconds in which images were encoded (over all threads) and answers awaited, and requests under way."""

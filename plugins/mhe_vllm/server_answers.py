@@ -62,6 +62,14 @@ class AnswerReader:
             first_token_seconds=answer.first_token_seconds,
         )
 
+    def document(self, reply: Reply, *, names_model: bool) -> dict[str, object]:
+        """A whole JSON object, of this model where it must name one. Raises as `read` does."""
+        self._check_kind(reply, "json")
+        document = self._document(reply.body, reply)
+        if names_model:
+            self._check_name(document, reply)
+        return document
+
     def _reason(self, answer: Answer, reply: Reply) -> Literal["stop", "length"]:
         if answer.finish_reason == "stop":
             return "stop"

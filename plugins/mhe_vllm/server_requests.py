@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from mhe import open_image
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from mhe import Image, Message, Request
     from mhe_vllm.server_identity import Identity
     from mhe_vllm.server_options import ServerOptions
@@ -64,6 +66,39 @@ class BodyMaker:
 
     def make(self, request: Request) -> bytes:
         """The body as JSON. Raises `SampleDataError` for an image that cannot be read."""
+        return json.dumps(self._fields(request)).encode("ascii")
+
+    def make_scored(self, request: Request, fields: Mapping[str, object], begun: str | None, tokens: int) -> bytes:
+        """The same with more fields; `begun`, of so many tokens, is the beginning of the answer, where there is one.
+
+        Raises as `make` does.
+        """
+        body = {**self._fields(request), **fields}
+        body.pop("stream_options", None)
+        if begun is not None:
+            body["messages"] = [*self._messages(request), {"role": "assistant", "content": begun}]
+            # One at least must be asked for.
+            limit = body[self._options.limit_field]
+            assert isinstance(limit, int)
+            body[self._options.limit_field] = max(1, limit - tokens)
+        return json.dumps(body).encode("ascii")
+
+    def make_token(self, token: int) -> bytes:
+        """A question that can be answered with one token only, for vLLM's server."""
+        body: dict[str, object] = {
+            "model": self._identity.model,
+            "messages": [{"role": "user", "content": "?"}],
+            "allowed_token_ids": [token],
+            "temperature": 0.0,
+            self._options.limit_field: 1,
+        }
+        return json.dumps({**body, **PLAIN_FOR_VLLM}).encode("ascii")
+
+    def make_tokens(self, tokens: Sequence[int]) -> bytes:
+        """Tokens whose text is wanted, for vLLM's server."""
+        return json.dumps({"model": self._identity.model, "tokens": list(tokens)}).encode("ascii")
+
+    def _fields(self, request: Request) -> dict[str, object]:
         asked, longest = request.generation, self._identity.max_model_len
         limit = asked.max_new_tokens if longest is None else min(asked.max_new_tokens, longest)
         body: dict[str, object] = {
@@ -80,7 +115,7 @@ class BodyMaker:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         if self._identity.is_vllm:
             body |= PLAIN_FOR_VLLM
-        return json.dumps({**body, **self._extra}).encode("ascii")
+        return {**body, **self._extra}
 
     def _messages(self, request: Request) -> list[dict[str, object]]:
         urls = [self._urls.url_of(image) for image in request.images]
