@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 import tune_cases
+from hf_models import build_llava
 from mhe.documents.model import ModelSpec
 from mhe.errors import DocumentError, ModelUnusableError, UserError
 from mhe.pipelines import Step, plan_step, preview_step, run_step
@@ -146,3 +147,52 @@ def test_bad_options_are_told(catalog, place, random_twins, settings, told):
 def test_a_module_without_linear_layers_is_an_error(catalog, place, random_twins):
     with pytest.raises(UserError, match="no linear layer"):
         run_step(catalog, quantize(random_twins("tiny-blip"), modules=["fusion"]), place)
+
+
+# ---------------------------------------------------------------- widths that a CPU's kernel cannot take
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """A LLaVA whose feed-forward layers of the language model are 100 wide, as a pruned one's may be."""
+    return build_llava(tmp_path_factory.mktemp("uneven") / "uneven", hidden=64, feed_forward=100)
+
+
+def test_layers_that_do_not_run_everywhere_are_named_and_run_here(catalog, place, uneven, tmp_path):
+    step = quantize(uneven, double_quant=False, quantization="fp4")
+    done = run_step(catalog, step, place)
+    (note,) = (note for note in done.checkpoint.notes if "AVX512-BF16" in note)
+    assert "6 layers of language" in note
+    assert "gate_proj: 64 to 100" in note
+    model, processor = load_model(done.model, HfOptions(device="cpu"), offline=True)
+    (logits,) = logits_of(model, processor, [drawn_example(0)])
+    assert bool(logits.isfinite().all())
+    told = preview_step(catalog, plan_step(catalog, replace(step, name="planned"), place), place, tmp_path / "preview")
+    assert note in told.notes
+
+
+@pytest.mark.parametrize("settings", [{"modules": ["vision", "fusion"]}, {"quantization": "int8"}])
+def test_what_runs_everywhere_has_no_note(catalog, place, uneven, settings):
+    done = run_step(catalog, quantize(uneven, **settings), place)
+    assert not any("AVX512-BF16" in note for note in done.checkpoint.notes)
+
+
+def test_the_rule_is_that_of_the_library():
+    """Each layer by itself, on this machine's CPU, against what is noted."""
+    import bitsandbytes
+    from bitsandbytes.functional import has_avx512bf16
+
+    from mhe_compress.quantize import PACKED_WIDTHS
+
+    if not has_avx512bf16():
+        pytest.skip("this CPU has no AVX512-BF16, so that the library runs every width")
+    for width, outputs in ((64, 64), (128, 32), (100, 64), (64, 100), (96, 64), (192, 48)):
+        layer = bitsandbytes.nn.Linear4bit(width, outputs, bias=False, compute_dtype=torch.float32).to("cpu").eval()
+        runs = not width % PACKED_WIDTHS[0] and not outputs % PACKED_WIDTHS[1]
+        try:
+            with torch.no_grad():
+                layer(torch.randn(3, width))
+        except (AssertionError, RuntimeError):
+            assert not runs, (width, outputs)
+        else:
+            assert runs, (width, outputs)

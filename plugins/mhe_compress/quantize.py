@@ -10,7 +10,9 @@ and without mhe, where bitsandbytes is installed, and answers as the model does 
     mhe tune … --set double_quant=false                           scales whole: 4.5 bits a weight for 4.13
 
 Nothing is trained and no data is read. Weights that are in few bits already are refused, and so are adapters: merge
-them first (recipe `merge`). Where a module of a model lies is known by its architecture, as for training.
+them first (recipe `merge`). On a CPU with AVX512-BF16 the library's 4-bit layers take inputs in multiples of 64 and
+outputs in multiples of 32 alone: layers of other widths are noted, run in mhe all the same, and fail there without it.
+Where a module of a model lies is known by its architecture, as for training.
 
 Sources: NF4 and double quantisation: Dettmers et al., QLoRA, NeurIPS 2023; int8: Dettmers et al., LLM.int8(), NeurIPS
 2022.
@@ -54,6 +56,9 @@ if TYPE_CHECKING:
 
     from mhe import RecipeJob
 
+PACKED_WIDTHS = (64, 32)
+"""What inputs and outputs of a layer must be multiples of for bitsandbytes' 4-bit kernel of CPUs with AVX512-BF16."""
+SHOWN_LAYERS = 3
 NEEDED = "bitsandbytes reads the weights: pip install bitsandbytes where the checkpoint is loaded"
 
 
@@ -105,8 +110,9 @@ class QuantizeRecipe:
         """Write the weights in few bits, or with `job.dry_run` tell how many bytes they would take."""
         _refuse_few_bits_and_adapters(job)
         chosen = HfOptions.model_validate(job.base.spec.options).model_copy(update=self.options.loading())
+        uneven = self._uneven_note(job, chosen)
         if job.dry_run:
-            return self._preview(job, chosen)
+            return self._preview(job, chosen, uneven)
         folder = job.folder / "model"
         # Half a model of a killed attempt.
         shutil.rmtree(folder, ignore_errors=True)
@@ -140,6 +146,7 @@ class QuantizeRecipe:
                 f"{self._kind()} in {few:,} layers of {', '.join(self.options.modules)}",
                 f"{8 * stored / parameters:.4g} bits a weight, scales included: {readable_size(stored)} of weights",
                 NEEDED,
+                *uneven,
             ),
         )
 
@@ -147,7 +154,24 @@ class QuantizeRecipe:
         is_double = self.options.double_quant and self.options.quantization != "int8"
         return f"{self.options.quantization}{' with double quantisation' if is_double else ''}"
 
-    def _preview(self, job: RecipeJob, chosen: HfOptions) -> RecipeResult:
+    def _uneven_note(self, job: RecipeJob, chosen: HfOptions) -> tuple[str, ...]:
+        """What is to be said of layers that 4 bits do not run in everywhere."""
+        if self.options.quantization == "int8":
+            return ()
+        model = empty_model(load_configuration(job.base.spec, chosen, offline=job.offline))
+        found = uneven_layers(model, job, self.options)
+        if not found:
+            return ()
+        names = [name for layers in found.values() for name in layers]
+        shown = ", ".join(names[:SHOWN_LAYERS]) + (" …" if len(names) > SHOWN_LAYERS else "")
+        told = (
+            f"without mhe, bitsandbytes cannot run {len(names):,} layers of {', '.join(found)} on a CPU with "
+            f"AVX512-BF16: it asks for inputs by {PACKED_WIDTHS[0]} and outputs by {PACKED_WIDTHS[1]} ({shown}). "
+            "Prune with multiple=64, leave these modules whole, or take int8"
+        )
+        return (told,)
+
+    def _preview(self, job: RecipeJob, chosen: HfOptions, uneven: tuple[str, ...]) -> RecipeResult:
         configuration = load_configuration(job.base.spec, chosen, offline=job.offline)
         model = empty_model(configuration)
         settings = quantization_of(chosen, configuration, type(model))
@@ -167,6 +191,7 @@ class QuantizeRecipe:
                 f"{self._kind()} in {', '.join(self.options.modules)}",
                 f"about {bits / parameters:.4g} bits a weight: {readable_size(bits / 8)} of weights",
                 NEEDED,
+                *uneven,
             ),
         )
 
@@ -191,6 +216,25 @@ def planned_bits(model: PreTrainedModel, job: RecipeJob, options: QuantizeOption
         else:
             total += few * parameter.numel()
     return total
+
+
+def uneven_layers(model: PreTrainedModel, job: RecipeJob, options: QuantizeOptions) -> dict[str, list[str]]:
+    """Layers of the chosen modules, by module and with their widths, that the packed kernel of CPUs cannot take."""
+    import torch
+
+    architecture = architecture_of(str(model.config.model_type), job.architectures or None)
+    layers = linear_layers(model, architecture)
+    found: dict[str, list[str]] = {}
+    for module in options.modules:
+        for name in layers[module]:
+            layer = model.get_submodule(name)
+            assert isinstance(layer.weight, torch.nn.Parameter)
+            # GPT-2 keeps its layers turned; quantised they are as everyone else's.
+            shape = tuple(layer.weight.shape)
+            width, outputs = (shape[1], shape[0]) if isinstance(layer, torch.nn.Linear) else shape
+            if width % PACKED_WIDTHS[0] or outputs % PACKED_WIDTHS[1]:
+                found.setdefault(module, []).append(f"{name}: {width} to {outputs}")
+    return found
 
 
 def _is_packed(parameter: object) -> bool:
