@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +13,14 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 import tune_cases
 from mhe.cli.main import main
 from mhe.cli.tune import parse_options
+from mhe.documents.pipeline import TrainingChoice
 from mhe.errors import UserError
+from mhe.training_data import load_training_set
 
 pytest.importorskip("torch")
 
@@ -99,6 +103,15 @@ def test_all_bad_settings_at_once(call):
         (("--split", "test"), {}, "what boards evaluate"),
         (("--split", "tset"), {}, "Did you mean 'test'?"),
         (("--limit", "0"), {}, "--limit 0"),
+        (("--fraction", "0"), {}, "--fraction 0: give more than 0 and at most 1"),
+        (("--fraction", "1.5"), {}, "--fraction 1.5: give more than 0 and at most 1"),
+        (("--fraction", "nan"), {}, "--fraction nan: give more than 0 and at most 1"),
+        (("--weight", "2"), {}, "--weight 2: write TASK=NUMBER, such as vqa-rad=2"),
+        (("--weight", "vqa-rat=2"), {}, "no --task 'vqa-rat' is learnt. Did you mean 'vqa-rad'?"),
+        (("--weight", "vqa-rad=0"), {}, "--weight vqa-rad=0: give a number above 0"),
+        (("--weight", "vqa-rad=inf"), {}, "--weight vqa-rad=inf: give a number above 0"),
+        (("--weight", "vqa-rad=twice"), {}, "--weight vqa-rad=twice: give a number above 0"),
+        (("--weight", "vqa-rad=2", "--weight", "vqa-rad=3"), {}, "the weight of vqa-rad is given twice"),
         (("--seeds", "0", "--seed", "-1"), {}, "--seed -1"),
         (("--set", "max_steps"), {}, "write KEY=VALUE"),
     ],
@@ -108,6 +121,56 @@ def test_mistakes_leave_with_2_and_what_to_type(call, more, names, message):
     assert code == 2
     assert message in err
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    "of_data", [("--limit", "10"), ("--split", "train"), ("--fraction", "0.1"), ("--weight", "slake=2")], ids=" ".join
+)
+def test_what_says_how_much_data_needs_a_task(of_data, capfd):
+    with pytest.raises(SystemExit) as done:
+        main(["tune", "mile-two-stage", *of_data, "--dry-run"])
+    assert done.value.code == 2
+    assert "--task" in capfd.readouterr().err
+
+
+def test_all_that_is_wrong_with_the_data_is_told_at_once(call):
+    code, _, err = call("--limit", "-1", "--fraction", "2", "--weight", "slake=1", "--weight", "vqa-rad=-1")
+    assert code == 2
+    for wrong in ("--limit -1", "--fraction 2", "--weight slake=1", "--weight vqa-rad=-1"):
+        assert wrong in err
+
+
+def test_a_fraction_and_weights_are_those_of_the_training_data(call, catalog, release, tmp_path):
+    """As a pipeline would have them; `tests/test_tune_data.py` says what they do."""
+    content = catalog.task("vqa-rad").model_dump(mode="json")
+    # Each task's test is the other's too, so its images are declared by neither: evaluated on images of its own.
+    data = tmp_path / "apart"
+    shutil.copytree(release, data)
+    rows = json.loads((data / "VQA_RAD Dataset Public.json").read_text())
+    for row in rows:
+        if row["phrase_type"] == "test_freeform":
+            picture = (data / "images" / row["image_name"]).read_bytes() + row["qid"].encode()
+            row["image_name"] = f"test{row['qid']}.png"
+            (data / "images" / row["image_name"]).write_bytes(picture)
+    (data / "VQA_RAD Dataset Public.json").write_text(json.dumps(rows))
+    # The sign between task and number is in the path as well.
+    task = tmp_path / "twin=2" / "task.yaml"
+    task.parent.mkdir()
+    task.write_text(yaml.safe_dump({**content, "name": "twin"}), encoding="utf-8")
+    mixed = ["--task", str(task), "--fraction", "0.5", "--weight", f"{task}=0.5", "--weight", "vqa-rad=2.5"]
+    code, out, err = call(*mixed, "--data-dir", str(data), "--seed", "3", "--dry-run", "--json")
+    assert code == 0, err
+    choices = [
+        TrainingChoice(task="vqa-rad", fraction=0.5, weight=2.5),
+        TrainingChoice(task=str(task), fraction=0.5, weight=0.5),
+    ]
+    wanted = load_training_set(catalog, choices, seed=3, data_dir=data, offline=True)
+    (plan,) = json.loads(out)["steps"]
+    assert (plan["train"], plan["validation"]) == (len(wanted.train), len(wanted.validation))
+    for plain in (["--task", str(task)], mixed[:4], [*mixed[:2], *mixed[4:]], [*mixed[:4], *mixed[6:]]):
+        code, out, err = call(*plain, "--data-dir", str(data), "--seed", "3", "--dry-run", "--json")
+        assert code == 0, err
+        assert json.loads(out)["steps"][0]["train"] != plan["train"], "each option counts"
 
 
 def test_progress_tells_losses_rate_speed_time_left_and_memory(call, monkeypatch):

@@ -1,16 +1,20 @@
-"""What a training computes on and with: flash attention 2 where it can be had, and never where it cannot."""
+"""What a training computes on and with: flash attention 2 where it can be had, and a precision that can be done."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+import mhe_hf
 import tune_cases
-from mhe.errors import ModelUnusableError
-from mhe.pipelines import plan_step, run_step
+from mhe.errors import ModelUnusableError, UserError
+from mhe.pipelines import plan_step, preview_step, run_plan, run_step
 
 torch = pytest.importorskip("torch")
 
@@ -123,8 +127,6 @@ class _LoadedError(Exception):
 @pytest.mark.parametrize(("recipe", "wanted"), [("full", "flash_attention_2"), ("prefix", None)])
 def test_the_base_is_loaded_with_it(catalog, place, random_twins, gpu, recipe, wanted):
     """But for a prefix, whose keys and values come with a mask that flash attention 2 does not take."""
-    from dataclasses import replace
-
     from mhe_hf.training import fitting
 
     def load(_spec, options, **_more):
@@ -146,3 +148,44 @@ def test_asked_for_and_not_installed_is_told(catalog, place, random_twins):
     step = tune_cases.step_on(random_twins("tiny-llava"), max_steps=1, attn_implementation="flash_attention_2")
     with pytest.raises(ModelUnusableError, match=r"(?i)flash.?att"):
         run_step(catalog, step, place)
+
+
+# ---------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("size", ["tiny", "true"])
+def test_half_precision_is_planned_anywhere_and_trained_on_a_gpu(size, catalog, place, random_twins, monkeypatch):
+    """The preset asks for fp16, and who plans here may train elsewhere."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    base = random_twins("tiny-visiongpt2")
+    if size == "true":
+        base = Path(mhe_hf.__file__).parent / "configurations" / "visiongpt2"
+    step = replace(tune_cases.step_on(base), recipe="staged", settings={"preset": "visiongpt2-staged"})
+    if size == "true":
+        shape = step.base.model_copy(update={"options": {"random_weights": True}})
+        step = replace(step, base=shape)
+    plan = plan_step(catalog, step, place)
+    found = preview_step(catalog, plan, place)
+    refusal = "dtype=fp16 needs a CUDA device: use dtype=auto, fp32 or bf16."
+    assert re.fullmatch(r"[0-9]+ steps over [0-9]+ rows, fp16", found.notes[0])
+    assert found.notes[1] == f"this machine cannot train it in fp16: {refusal}"
+    with pytest.raises(UserError, match=f"^{re.escape(refusal)}$"):
+        run_plan(catalog, plan, place)
+    assert not list(place.directory.glob("tuned/*"))
+
+
+def test_a_precision_that_this_machine_has_is_not_remarked_on(catalog, place, random_twins):
+    step = tune_cases.step_on(random_twins("tiny-llava"), dtype="fp32")
+    found = preview_step(catalog, plan_step(catalog, step, place), place)
+    assert found.notes[0].endswith("rows, fp32")
+    assert not any("cannot" in note for note in found.notes)
+
+
+def test_a_gpu_without_bf16_is_told_in_the_plan_and_refused_in_the_run(catalog, place, random_twins, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    plan = plan_step(catalog, tune_cases.step_on(random_twins("tiny-llava"), dtype="bf16"), place)
+    found = preview_step(catalog, plan, place)
+    assert "this machine cannot train it in bf16: this GPU has no bf16: use dtype=auto, fp16 or fp32." in found.notes
+    with pytest.raises(UserError, match="this GPU has no bf16"):
+        run_plan(catalog, plan, place)

@@ -14,9 +14,15 @@ import pytest
 
 import tune_cases
 from mhe.catalog import open_catalog
+from mhe.documents.pipeline import TrainingChoice
 from mhe.errors import FirstProcessGoneError, UserError
+from mhe.model_names import resolve_model
 from mhe.pipelines import run_step
 from mhe.processes import Processes, first_process_speaks, launched_processes, wait_for_first
+from mhe.protocols import BackendContext
+from mhe.training_data import load_training_set
+from mhe.validation_scores import TaskScorer
+from mhe_tiny import MODELS
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
@@ -117,6 +123,69 @@ def test_one_process_speaks_and_nothing_is_left_behind(together):
     assert sorted(path.name for path in (root / "two" / "0").iterdir()) == [
         "README.md", "checkpoint.json", "curve.svg", "history.json", "model",
     ]  # fmt: skip
+
+
+# A high rate, so that the metric moves; five samples, so that one process answers more of them than the other.
+CHOSEN = {
+    "batch_size": 2, "max_steps": 8, "learning_rate": 2e-3, "scheduler": "constant", "save_every": 1,
+    "evaluate_every": 1, "keep": "best", "patience": 2, "best_by": "token-f1", "best_by_samples": 5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Six images, of twelve questions, are validated on."""
+    return tune_cases.write_release(tmp_path_factory.mktemp("many") / "vqa_rad", images=120)
+
+
+@pytest.fixture(scope="module")
+def chosen(many, tmp_path_factory):
+    """The best of a training by two processes, which share the samples that weights are chosen by."""
+    root = tmp_path_factory.mktemp("chosen")
+    done = launch(command(TORCHRUN, MODELS / "tiny-llava", many, root, "--json", **CHOSEN))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (made,) = json.loads(done.stdout)["checkpoints"]
+    return root, made
+
+
+def metric_of(history):
+    return {int(entry["step"]): entry["eval_token-f1"] for entry in history if "eval_token-f1" in entry}
+
+
+def test_two_processes_choose_the_best_by_a_metric_and_stop_together(chosen):
+    _, made = chosen
+    assert "trained by 2 processes together" in made["notes"]
+    found = metric_of(made["history"])
+    assert len(set(found.values())) > 1, "a metric that never moves proves nothing"
+    last = max(found)
+    assert sorted(found) == list(range(1, last + 1))
+    best = max(found, key=lambda step: (found[step], step))
+    note = f"weights of step {best} of {last}, with the highest token-f1 of answers to 5 validation samples, "
+    assert f"{note}{found[best]:.4f}" in made["notes"]
+    first = min(step for step in found if found[step] == found[best])
+    assert last == 8 or last - first >= CHOSEN["patience"], "patience was at its end, for both"
+
+
+def test_the_answers_of_both_processes_are_in_the_metric(chosen, many, tmp_path):
+    """A backend that answers all five from the written files finds the value that the weights were kept for."""
+    from mhe_hf import HfBackend, HfOptions
+
+    root, made = chosen
+    catalog = open_catalog()
+    data = load_training_set(catalog, (TrainingChoice(task="vqa-rad"),), seed=0, data_dir=many, offline=True)
+    scorer = TaskScorer(catalog, data.tasks, data.validation, 0)
+    requests = scorer.requests(5)
+    context = BackendContext(offline=True, cache_dir=tmp_path, training_samples=list)
+    backend = HfBackend(resolve_model("two", catalog, checkpoints_dir=root), HfOptions(device="cpu"), context)
+    backend.load()
+    responses = {r.sample_id: r for r in backend.generate(requests, {r.sample_id for r in requests})}
+    backend.close()
+    assert len(responses) == 5
+    value = scorer.score("token-f1", list(responses.values()))
+    assert value == pytest.approx(max(metric_of(made["history"]).values()), abs=1e-9)
+    # Of either process alone it would be another number.
+    halves = [scorer.score("token-f1", [responses[r.sample_id] for r in requests[n::2]]) for n in range(2)]
+    assert all(abs(half - value) > 1e-6 for half in halves)
 
 
 def test_accelerate_on_a_cpu_is_not_taken_at_its_word(base, release, tmp_path):

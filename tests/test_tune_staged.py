@@ -376,14 +376,6 @@ def test_a_preset_stands_below_what_is_set(catalog, base, place):
     assert plan_step(catalog, replace(step, settings=values), place).digest == done.checkpoint.step_digest
 
 
-def test_half_precision_of_the_preset_needs_a_gpu(catalog, base, place):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    step = replace(staged(base), settings={"preset": "visiongpt2-staged"})
-    with pytest.raises(UserError, match="dtype=fp16 needs a CUDA device: use dtype=auto"):
-        preview_step(catalog, plan_step(catalog, step, place), place)
-
-
 def test_an_unknown_preset_is_suggested_with_the_other_mistakes(catalog, base, place):
     step = replace(staged(base), settings={"preset": "visiongpt-staged", "epochs": 0})
     with pytest.raises(DocumentError, match="Did you mean visiongpt2-staged") as raised:

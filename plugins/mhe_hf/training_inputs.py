@@ -57,4 +57,6 @@ def join_training(
 def _padded(part: torch.Tensor, length: int, fill: int) -> torch.Tensor:
     import torch
 
+    if part.shape[1] == length:
+        return part
     return torch.cat([part, part.new_full((part.shape[0], length - part.shape[1], *part.shape[2:]), fill)], dim=1)

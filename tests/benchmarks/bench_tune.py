@@ -2,9 +2,12 @@
 
 Speed: `tiny-llava` is trained by what the recipe `full` runs (`mhe_hf.training.fitting.train`, with its saves, watches
 and reports) and by transformers' own `Trainer` on rows that were read, rendered and tokenised beforehand: same rows in
-the same order, batch, steps, rate and precision, all weights trained. Both are timed from the beginning of the training
-to the end of its last step by one callback, in turn, the order changing from round to round; the ratio is the median of
-the rounds' ratios, since the machine may be busy. Ours reads, renders and tokenises each row within its time.
+the same order, batch, steps, rate and precision, all weights trained. In each round each side has a new process (how
+fast one is depends on where its memory came to lie), and they take their steps in turn, one while the other waits, so
+that what else the machine does falls on both alike. A step lasts from the end of the one before to its own end:
+fetching its rows, reporting and logging are in it. Ours reads, renders and tokenises each row within its time. The
+ratio is the median of the rounds' ratios; beside it stands that of the processor seconds, which other processes disturb
+less, and which do not see a processor that waits.
 
 Memory: a random LLaVA whose weights dominate is tuned on a CPU by `full` and by `qlora`, each in a process of its own.
 Told is the most resident memory that the process ever had (VmHWM) less what it had when everything was imported and
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
@@ -35,7 +39,7 @@ from mhe_hf import let_waiting_threads_sleep
 from mhe_tiny import MODELS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from multiprocessing.connection import Connection
 
 REQUIRED = 0.95
 MOST_MEMORY = 0.45
@@ -71,10 +75,80 @@ def main() -> int:
 
 
 def measure_speed(place: Path, rounds: int, steps: int, threads: int) -> dict[str, object]:
+    release = tune_cases.write_release(place / "vqa_rad", images=160)
+    found = []
+    for number in range(rounds):
+        folder = place / f"round-{number}"
+        folder.mkdir()
+        found.append(run_round(folder, release, steps, threads))
+    samples = steps * BATCH
+    ratios = {
+        part: [each["bare"][part] / each["mhe"][part] for each in found] for part in ("seconds", "processor_seconds")
+    }
+    rates = {name: samples / statistics.median(each[name]["seconds"] for each in found) for name in ("bare", "mhe")}
+    return {
+        "samples": samples,
+        "batch_size": BATCH,
+        "rounds": rounds,
+        "bare_samples_per_second": round(rates["bare"], 1),
+        "mhe_samples_per_second": round(rates["mhe"], 1),
+        "ratio": round(statistics.median(ratios["seconds"]), 4),
+        "ratios": [round(ratio, 3) for ratio in ratios["seconds"]],
+        "required": REQUIRED,
+        "processor_ratio": round(statistics.median(ratios["processor_seconds"]), 4),
+        "processor_ratios": [round(ratio, 3) for ratio in ratios["processor_seconds"]],
+        "last_loss_bare": round(found[-1]["bare"]["loss"], 5),
+        "last_loss_mhe": round(found[-1]["mhe"]["loss"], 5),
+    }
+
+
+def run_round(place: Path, release: Path, steps: int, threads: int) -> dict[str, dict[str, float]]:
+    """One training by each side, step by step in turn: its seconds, processor seconds and last loss."""
+    # Each starts with its own imports, and takes the environment that was set.
+    context = multiprocessing.get_context("spawn")
+    lines: dict[str, Connection] = {}
+    for name in ("bare", "mhe"):
+        lines[name], theirs = context.Pipe()
+        context.Process(target=run_side, args=(name, place, release, steps, threads, theirs), daemon=True).start()
+        theirs.close()
+    for line in lines.values():
+        assert line.recv() == "begun"
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in lines}
+    losses: dict[str, float] = {}
+    for step in range(steps):
+        for name in sorted(lines, reverse=bool(step % 2)):
+            lines[name].send("go")
+            seconds[name].append(lines[name].recv())
+            if step == steps - 1:
+                # It validates and saves before the other goes on.
+                losses[name] = lines[name].recv()
+    return {
+        name: {
+            "seconds": sum(wall for wall, _ in seconds[name]),
+            "processor_seconds": sum(processor for _, processor in seconds[name]),
+            "loss": losses[name],
+        }
+        for name in lines
+    }
+
+
+def run_side(name: str, place: Path, release: Path, steps: int, threads: int, line: Connection) -> None:
+    """One side's training, in a process of its own, after two steps for warmth."""
     import torch
 
     torch.set_num_threads(threads)
-    release = tune_cases.write_release(place / "vqa_rad", images=160)
+    catalog = open_catalog()
+    plans = {"warm": plan_of(catalog, place, release, 2), "timed": plan_of(catalog, place, release, steps)}
+    prepared = prepare_rows(plans["timed"]) if name == "bare" else []
+    for which, plan in plans.items():
+        folder = place / f"{name}-{which}"
+        folder.mkdir()
+        clock = clock_of(line if which == "timed" else None, steps)
+        loss = train_ours(plan, catalog, folder, clock) if name == "mhe" else train_bare(plan, prepared, folder, clock)
+    line.send(loss)
+
+
+def plan_of(catalog, place: Path, release: Path, steps: int) -> StepPlan:
     settings = {
         "learning_rate": RATE, "batch_size": BATCH, "max_steps": steps, "scheduler": "constant", "warmup": 0,
         "evaluate_every": steps, "save_every": steps, "keep": "last", "device": "cpu",
@@ -83,37 +157,7 @@ def measure_speed(place: Path, rounds: int, steps: int, threads: int) -> dict[st
         "bench", "full", tune_cases.model_at(MODELS / "tiny-llava"), settings=settings,
         data=(TrainingChoice(task="vqa-rad"),),
     )  # fmt: skip
-    catalog = open_catalog()
-    plan = plan_step(catalog, step, tune_cases.place_at(place / "checkpoints", release))
-    prepared = prepare_rows(plan)
-    sides: dict[str, Callable[[Path], tuple[float, float]]] = {
-        "mhe": lambda folder: train_ours(plan, catalog, folder),
-        "bare": lambda folder: train_bare(plan, prepared, folder),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    losses: dict[str, float] = {}
-    for number in range(-1, rounds):
-        for name in sorted(sides, reverse=bool(number % 2)):
-            folder = place / f"{name}-{number}"
-            folder.mkdir()
-            taken, losses[name] = sides[name](folder)
-            if number >= 0:
-                # The first of each is a warm-up.
-                seconds[name].append(taken)
-    ratios = [bare / ours for bare, ours in zip(seconds["bare"], seconds["mhe"], strict=True)]
-    samples = steps * BATCH
-    return {
-        "samples": samples,
-        "batch_size": BATCH,
-        "rounds": rounds,
-        "bare_samples_per_second": round(samples / statistics.median(seconds["bare"]), 1),
-        "mhe_samples_per_second": round(samples / statistics.median(seconds["mhe"]), 1),
-        "ratio": round(statistics.median(ratios), 4),
-        "ratios": [round(ratio, 3) for ratio in ratios],
-        "required": REQUIRED,
-        "last_loss_bare": round(losses["bare"], 5),
-        "last_loss_mhe": round(losses["mhe"], 5),
-    }
+    return plan_step(catalog, step, tune_cases.place_at(place / "checkpoints", release))
 
 
 def job_of(plan: StepPlan, catalog, folder: Path) -> RecipeJob:
@@ -124,31 +168,42 @@ def job_of(plan: StepPlan, catalog, folder: Path) -> RecipeJob:
     )  # fmt: skip
 
 
-def clock_of():
-    """A callback that knows how long the steps took, and the mean loss of the last one."""
+def clock_of(line: Connection | None, steps: int):
+    """A callback that tells how long each step took, in seconds and processor seconds, and waits for its turn."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
-        began = ended = 0.0
+        began = (0.0, 0.0)
+
+        def await_turn(self):
+            if line is not None:
+                assert line.recv() == "go"
+                self.began = time.perf_counter(), time.process_time()
 
         def on_train_begin(self, args, state, control, **extra):
-            self.began = time.perf_counter()
+            if line is not None:
+                line.send("begun")
+            self.await_turn()
 
         def on_step_end(self, args, state, control, **extra):
-            self.ended = time.perf_counter()
+            ended = time.perf_counter(), time.process_time()
+            if line is not None:
+                line.send((ended[0] - self.began[0], ended[1] - self.began[1]))
+            if state.global_step < steps:
+                self.await_turn()
 
     return Clock()
 
 
-def train_ours(plan: StepPlan, catalog, folder: Path) -> tuple[float, float]:
+def train_ours(plan: StepPlan, catalog, folder: Path, clock) -> float:
     from mhe_hf.training.fitting import load_base, plan_schedule, train
     from mhe_hf.training.modules import set_trainable
 
-    job, options, clock = job_of(plan, catalog, folder), plan.options, clock_of()
+    job, options = job_of(plan, catalog, folder), plan.options
     model, processor, _ = load_base(options, job)
     set_trainable(model, dict.fromkeys(("vision", "fusion", "language"), "full"), job.architectures)
     trainer, _ = train(model, processor, options, job, plan_schedule(options, job), [clock])
-    return clock.ended - clock.began, last_loss(trainer)
+    return last_loss(trainer)
 
 
 def prepare_rows(plan: StepPlan) -> list[dict[str, object]]:
@@ -161,7 +216,7 @@ def prepare_rows(plan: StepPlan) -> list[dict[str, object]]:
     return [{name: value[0] for name, value in row.items() if name != EXAMPLE_INDEX} for row in rows]
 
 
-def train_bare(plan: StepPlan, rows: list[dict[str, object]], folder: Path) -> tuple[float, float]:
+def train_bare(plan: StepPlan, rows: list[dict[str, object]], folder: Path, clock) -> float:
     """What a careful user would write: rows in memory, padded to the longest of a batch."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
@@ -185,11 +240,10 @@ def train_bare(plan: StepPlan, rows: list[dict[str, object]], folder: Path) -> t
         save_strategy="no", logging_steps=max(1, steps // 100), seed=0, data_seed=0, remove_unused_columns=False,
         report_to="none", disable_tqdm=True,
     )  # fmt: skip
-    clock = clock_of()
     trainer = Trainer(model, arguments, collate, rows, callbacks=[clock])  # type: ignore[arg-type]
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return clock.ended - clock.began, last_loss(trainer)
+    return last_loss(trainer)
 
 
 def last_loss(trainer) -> float:

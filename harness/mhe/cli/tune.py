@@ -15,6 +15,7 @@ from mhe.cli.main import catalog_of, say
 from mhe.cli.progress import ProgressLine
 from mhe.cli.run_tables import readable_bytes
 from mhe.cli.settings import parse_value
+from mhe.cli.training_choices import read_choices
 from mhe.cli.tune_previews import announce, plan_text, show_pipeline_previews, show_step_previews
 from mhe.errors import UserError
 
@@ -67,6 +68,14 @@ EPILOG = (
 @click.option("--until", metavar="STEP", help="Of a pipeline: end with this step.")
 @click.option("--split", help="Train on this split instead of the task's training split.")
 @click.option("--limit", type=int, help="Only the first N samples of each task.")
+@click.option("--fraction", type=float, help="Only this share of each task's samples, drawn by the seed: 0.01.")
+@click.option(
+    "--weight",
+    "weights",
+    multiple=True,
+    metavar="TASK=NUMBER",
+    help="How often an epoch sees each sample of a task, such as slake=0.5 or vqa-rad=2. Repeatable.",
+)
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set on this machine.")
 @click.option(
     "--checkpoints-dir",
@@ -93,6 +102,8 @@ def tune(
     until: str | None,
     split: str | None,
     limit: int | None,
+    fraction: float | None,
+    weights: tuple[str, ...],
     data_dir: Path | None,
     checkpoints_dir: Path | None,
     offline: bool,
@@ -108,17 +119,16 @@ def tune(
     An equal call that was finished is not run again; one that was interrupted goes on from its last save. Splits
     that boards evaluate are refused, and training pairs that repeat an evaluated pair are dropped and counted.
     """
-    from mhe.documents.pipeline import TrainingChoice
     from mhe.pipelines import StepPlace
     from mhe.processes import first_process_speaks
 
     ctx.with_resource(first_process_speaks())
-    _check_arguments(name, seed, seeds, limit)
+    _check_arguments(name, seed, seeds)
+    data = read_choices(tasks, split, limit, fraction, weights)
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     catalog = catalog_of(ctx)
     chosen = parse_options(settings)
-    data = tuple(TrainingChoice(task=task, split=split, limit=limit) for task in dict.fromkeys(tasks))
     seeds_wanted = range(seeds) if seeds is not None else [seed]
     place = StepPlace(
         directory=checkpoints_dir,
@@ -260,7 +270,7 @@ def parse_options(settings: Sequence[str]) -> dict[str, object]:
     return chosen
 
 
-def _check_arguments(name: str | None, seed: int, seeds: int | None, limit: int | None) -> None:
+def _check_arguments(name: str | None, seed: int, seeds: int | None) -> None:
     from mhe.checkpoints import CheckpointName
 
     parts = CheckpointName.parse(name) if name is not None else None
@@ -274,8 +284,6 @@ def _check_arguments(name: str | None, seed: int, seeds: int | None, limit: int 
         problems.append(f"--seed {seed}: give 0 or more")
     if seeds is not None and seeds < 1:
         problems.append(f"--seeds {seeds}: give 1 or more")
-    if limit is not None and limit < 1:
-        problems.append(f"--limit {limit}: give 1 or more, or leave it out")
     if problems:
         raise UserError("\n".join(problems))
 

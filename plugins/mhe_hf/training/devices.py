@@ -18,18 +18,33 @@ FIRST_FLASH_CAPABILITY = (8, 0)
 
 def choose_precision(options: TrainingOptions) -> str:
     """`fp32`, `bf16` or `fp16`: as asked, or what the device is good at. Raises `UserError` for what it cannot do."""
+    refusal = refused_precision(options)
+    if refusal is not None:
+        raise UserError(refusal)
+    return planned_precision(options)
+
+
+def planned_precision(options: TrainingOptions) -> str:
+    """The precision as asked, whether this machine can do it or not, or what its device is good at."""
+    import torch
+
+    if options.dtype != "auto":
+        return options.dtype
+    if not uses_cuda(options):
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def refused_precision(options: TrainingOptions) -> str | None:
+    """Why this machine cannot train in the precision that is asked for, and what to use; None where it can."""
     import torch
 
     has_cuda = uses_cuda(options)
-    if options.dtype != "auto":
-        if options.dtype == "fp16" and not has_cuda:
-            raise UserError("dtype=fp16 needs a CUDA device: use dtype=auto, fp32 or bf16.")
-        if options.dtype == "bf16" and has_cuda and not torch.cuda.is_bf16_supported():
-            raise UserError("this GPU has no bf16: use dtype=auto, fp16 or fp32.")
-        return options.dtype
-    if not has_cuda:
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if options.dtype == "fp16" and not has_cuda:
+        return "dtype=fp16 needs a CUDA device: use dtype=auto, fp32 or bf16."
+    if options.dtype == "bf16" and has_cuda and not torch.cuda.is_bf16_supported():
+        return "this GPU has no bf16: use dtype=auto, fp16 or fp32."
+    return None
 
 
 def choose_attention(options: TrainingOptions, job: RecipeJob) -> str | None:

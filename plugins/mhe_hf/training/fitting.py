@@ -17,7 +17,7 @@ from mhe import RecipeResult, ShareDoneError, UserError
 from mhe_hf import HfOptions, adapters_of, few_bits_of, load_configuration, load_model, needed_class, write_planned
 from mhe_hf import empty_model as model_without_weights
 from mhe_hf.training.arguments import check_trackers, is_on_cpu, shared_arguments
-from mhe_hf.training.devices import choose_attention, choose_precision
+from mhe_hf.training.devices import choose_attention, choose_precision, planned_precision, refused_precision
 from mhe_hf.training.memory import is_out_of_memory, peak_device_bytes, peak_host_bytes, readable_size, what_to_lower
 from mhe_hf.training.yardsticks import Yardstick, choose_yardstick, is_out_of_patience
 
@@ -48,6 +48,9 @@ class Schedule:
     evaluate_every: int
     save_every: int
     precision: str
+    """As asked for; of a dry run perhaps what only another machine can do."""
+    refusal: str | None = None
+    """Why this machine cannot train in that precision; only dry runs come so far."""
     yardstick: Yardstick = field(default_factory=Yardstick)
     """What the best validation is chosen by."""
 
@@ -146,6 +149,7 @@ def preview_of(
     `model_folder` is what `write_planned` wrote; where left out, the result has the shape of the base.
     """
     job.report("plan", plan_numbers(shares, schedule))
+    refused = (f"this machine cannot train it in {schedule.precision}: {schedule.refusal}",) if schedule.refusal else ()
     return RecipeResult(
         model_folder=model_folder or write_planned(job),
         options=dict(model_options or {}),
@@ -155,6 +159,7 @@ def preview_of(
         modules=shares.modules,
         notes=(
             f"{schedule.steps:,} steps over {schedule.rows:,} rows, {schedule.precision}",
+            *refused,
             f"about {readable_size(needed_bytes)} for weights, gradients and moments, and the activations on top",
             *notes,
         ),
@@ -167,7 +172,8 @@ def preview_of(
 def plan_schedule(options: TrainingOptions, job: RecipeJob) -> Schedule:
     """Steps, precision and what weights are chosen by.
 
-    Raises `UserError` where there is nothing to train on, and for a `best_by` that cannot be had.
+    Raises `UserError` where there is nothing to train on, for a `best_by` that cannot be had, and, where it is no dry
+    run, for a precision that this machine cannot do.
     """
     from mhe_hf.training.batches import Rows
 
@@ -182,7 +188,9 @@ def plan_schedule(options: TrainingOptions, job: RecipeJob) -> Schedule:
         steps=steps,
         evaluate_every=min(options.evaluate_every or a_epoch, steps),
         save_every=min(options.save_every or a_epoch, steps),
-        precision=choose_precision(options),
+        # What is planned here may be for another machine.
+        precision=planned_precision(options) if job.dry_run else choose_precision(options),
+        refusal=refused_precision(options),
         yardstick=choose_yardstick(options, job),
     )
 
@@ -281,7 +289,6 @@ def train(
     found = watching.last_save(job.folder, remove_halves=not job.process)
     saves = watching.WholeSaves(found[1] if found else 0.0)
     questions = getattr(options, "questions_per_row", 1)
-    gradients = watching.GradientWatch()
     trainer = (make_trainer or watching.WatchedTrainer)(
         job.train,
         options.warmup if options.scheduler == "one_cycle" else None,
@@ -293,12 +300,10 @@ def train(
         callbacks=[
             watching.BestKeeper(job.folder, options.patience, schedule.steps, schedule.yardstick),
             saves,
-            gradients,
             watching.Reporter(job.report, examples_a_step(options, job), schedule.yardstick),
             *callbacks,
         ],
     )
-    gradients.trainer = trainer
     trainer.yardstick = schedule.yardstick
     trainer.answers = _validation_answers(model, processor, options, job, schedule)
     # It prints to stdout, which is for results.

@@ -122,6 +122,16 @@ class WatchedTrainer(Trainer):
             self.stop_for("the loss", float(loss))
         return loss
 
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor | float | None:
+        """As the parent does, before each step. Raises `LossNotFiniteError`, so that no save ever holds broken weights.
+
+        fp16 is left alone: its scaler skips such steps by design.
+        """
+        norm: torch.Tensor | float | None = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]
+        if norm is not None and not self.args.fp16 and not math.isfinite(norm):
+            self.stop_for("the norm of the gradients", float(norm))
+        return norm
+
     def evaluation_loop(self, *arguments: Any, **more: Any) -> EvalLoopOutput:  # noqa: ANN401 - the parent's own
         """The validation loss, and the metric of answers where weights are chosen by one."""
         output = super().evaluation_loop(*arguments, **more)
@@ -172,25 +182,6 @@ class WatchedTrainer(Trainer):
             f"on the samples {', '.join(ids[:8])}{', …' if len(ids) > 8 else ''}. {last} "
             "Lower learning_rate or max_grad_norm, raise warmup, or use dtype=fp32."
         )
-
-
-class GradientWatch(TrainerCallback):
-    """Looks at gradients before a step is taken, so that no save ever holds broken weights."""
-
-    def __init__(self) -> None:
-        self.trainer: WatchedTrainer | None = None
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: object
-    ) -> None:
-        """Raise where a gradient is not finite. fp16 is left alone: its scaler skips such steps by design."""
-        if args.fp16 or self.trainer is None:
-            return
-        model: torch.nn.Module = extra["model"]  # type: ignore[assignment]
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        if not bool(torch.isfinite(norm)):
-            self.trainer.stop_for("the norm of the gradients", float(norm))
 
 
 class BestKeeper(TrainerCallback):
