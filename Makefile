@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help demo test test-vllm check peers bench docs format boards tiny-models clean
 
 help:
-	@echo "make demo         evaluate and tune the embedded models on the embedded tasks, and show the leaderboard"
+	@echo "make demo         evaluate, distil, tune, prune and quantise the embedded model, and show the leaderboard"
 	@echo "make test         set up and run all tests (real data where MHE_TEST_DATA names its folder)"
 	@echo "make test-vllm    the part of it that runs vLLM, in an environment of its own (3.5 GB; VLLM= leaves it out)"
 	@echo "make check        ruff, mypy --strict, generated docs and boards up to date"

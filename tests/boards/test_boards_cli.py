@@ -69,12 +69,14 @@ def test_check_leaves_with_2_and_says_what_is_wrong(bench, call):
 
 def test_a_new_version_freezes_the_old_one(bench, call):
     run = bench.make("alpha")
-    call("new", "mine", "--from-run", run, "--title", "One")
+    call("new", "mine", "--from-run", run, "--title", "One", "--costs", "bytes, latency p50", "--relative-to", "alpha")
     call("add", "mine", run)
     with pytest.raises(UserError, match="--new-version"):
         call("new", "mine", "--from-run", run)
     code, made, _ = call("new", "mine", "--from-run", run, "--new-version", "--seeds", 3)
     assert (code, made["board"], made["spec"]["title"], made["spec"]["seeds"]) == (0, "mine@v2", "One", [0, 1, 2])
+    assert made["spec"]["costs"] == ["bytes", "latency p50"]
+    assert made["spec"]["relative_to"] == {"alpha": []}
     with pytest.raises(UserError, match="frozen"):
         call("add", "mine@v1", bench.make("beta"))
     assert call("add", "mine", run)[1]["board"] == "mine@v2"
@@ -87,6 +89,8 @@ def test_mistakes_say_what_to_type(bench, call, tmp_path):
         call("new", "mine", "--from-run", tmp_path)
     with pytest.raises(DocumentError, match="name"):
         call("new", "Not A Name", "--from-run", bench.make())
+    with pytest.raises(DocumentError, match="'price'"):
+        call("new", "mine", "--from-run", bench.make(), "--costs", "bytes,price")
     with pytest.raises(UserError, match="not scored under profile 'loose'"):
         call("new", "mine", "--from-run", bench.make(), "--profile", "loose")
     with pytest.raises(UnknownNameError, match=r"Did you mean 'toy\.closed'"):

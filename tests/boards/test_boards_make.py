@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from mhe.boards.folders import all_boards, open_board
+from mhe.pipeline_runs import find_pipeline
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "leaderboards" / "make.sh"
@@ -54,13 +55,13 @@ def calls(tmp_path):
 
 
 def entered(lines: list[str]) -> dict[tuple[str, str], tuple[str, str]]:
-    """(board, entrant) to (kind, summary): each add follows the eval of its model."""
+    """(board, entrant) to (kind, summary): each add follows the eval of its model, which may have a seed."""
     found = {}
     for before, line in pairwise(lines):
         if line.startswith("board add"):
             model = before.split()[before.split().index("--model") + 1]
             told = re.search(r"--kind (\S+) --summary (.*)$", line)
-            found[(line.split()[2], model)] = (told[1], told[2])
+            found[(line.split()[2], model.partition("@")[0])] = (told[1], told[2])
     return found
 
 
@@ -112,6 +113,50 @@ def test_every_recipe_is_tried_on_every_base_that_has_it(calls):
     captions = [line for line in lines if "visiongpt2" in line and "--task" in line]
     assert captions
     assert all("--task phantom-caption-target" in line for line in captions)
+
+
+NETO = [f"tiny-{family}" for family in ("qwen-qlora", "llama-qlora", "llava-kd", "llava-kd-qlora")]
+PRUNED = ["tiny-qwen-qlora-pruned", "tiny-llama-qlora-pruned", "tiny-llava-kd-pruned"]
+BESIDE = {"tiny-qwen2-vl", "tiny-mllama", "tiny-llava", "majority"}
+
+
+def test_the_rows_of_neto_s_table_are_trained_three_times_with_one_budget(calls, catalog):
+    """Seven pipelines, which with two of the bases are nine rows; every step that reads data has the budget."""
+    lines = calls(BOARD="efficient-vqa-rad-tiny")
+    made = entered(lines)
+    assert {name for _, name in made} == {*NETO, *PRUNED, *BESIDE}
+    trained = [shlex.split(line) for line in lines if line.startswith("tune")]
+    assert sorted((words[1], words[words.index("--seed") + 1]) for words in trained) == sorted(
+        (name, seed) for name in (*NETO, *PRUNED) for seed in "012"
+    )
+    for words in trained:
+        budgets: dict[str, dict[str, str]] = {}
+        for flag, word in pairwise(words):
+            if flag == "--set":
+                step, setting = word.split(".", 1)
+                budgets.setdefault(step, {}).update([setting.split("=")])
+        steps = [step.name for step in find_pipeline(words[1], catalog).steps if step.data is None]
+        assert list(budgets) == steps, words[1]
+        assert all(budget == {"batch_size": "16", "epochs": "3", "evaluate_every": "54", "patience": "3",
+                              "keep": "best"} for budget in budgets.values())  # fmt: skip
+    evaluated = {line.split()[2] for line in lines if line.startswith("eval")}
+    assert evaluated == {*BESIDE, *(f"{name}@{seed}" for name in (*NETO, *PRUNED) for seed in "012")}
+    board = open_board(PUBLISHED / "efficient-vqa-rad-tiny/v1").spec
+    assert board.seeds == (0, 1, 2)
+    beside = {other: base for base, others in board.relative_to.items() for other in others}
+    assert beside == {name: find_pipeline(name, catalog).base for name in (*NETO, *PRUNED)}
+
+
+def test_seeds_that_do_not_stand_there_are_made_alone(calls, tmp_path):
+    for seed in "02":
+        (tmp_path / f"boards/efficient-vqa-rad-tiny/v1/entries/tiny-qwen-qlora/vqa-rad/{seed}").mkdir(parents=True)
+    lines = calls(BOARD="efficient-vqa-rad-tiny", ONLY="tiny-qwen-qlora", MISSING="yes")
+    assert [line.split()[:3] for line in lines][:2] == [
+        ["tune", "tiny-qwen-qlora", "--task"], ["eval", "--model", "tiny-qwen-qlora@1"]]  # fmt: skip
+    assert [line.split()[1] for line in lines[2:]] == ["add", "build"]
+    lines = calls(BOARD="efficient-vqa-rad-tiny", ONLY="tiny-qwen-qlora")
+    assert len([line for line in lines if line.startswith("tune")]) == 3
+    assert len([line for line in lines if line.startswith("board add")]) == 1
 
 
 def test_one_board_or_some_entrants_can_be_made_alone(calls):
@@ -186,3 +231,27 @@ def test_the_chain_on_slices(tmp_path, name, row):
     assert again.returncode == 0, again.stderr
     changed = {file.name for file, content in before.items() if file.read_bytes() != content}
     assert changed <= {"last-run.txt"}, changed
+
+
+@with_data
+def test_one_seed_of_a_pipeline_on_a_slice(tmp_path):
+    """From its training to a page that shows it with its seed, and waits for the base that it is to stand beside."""
+    pytest.importorskip("bitsandbytes")
+    boards = tmp_path / "boards"
+    board = sliced_board("efficient-vqa-rad-tiny", boards).parent
+    done = make(
+        tmp_path,
+        PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        MHE_CACHE_DIR=str(tmp_path / "cache"),
+        BOARD="efficient-vqa-rad-tiny",
+        EFFICIENT_SEEDS="1",
+        TUNE_OPTIONS="--limit 6",
+        EVAL_OPTIONS="--limit 6",
+        ONLY="tiny-llava-kd",
+    )
+    assert done.returncode == 0, done.stderr
+    page = (board / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"^\| \d \| \*\*tiny-llava-kd\*\*: .* \| 1 of 3 \|", page, re.MULTILINE)
+    assert "### Relative to tiny-llava\n\n`tiny-llava` has no entry here yet." in page
+    record = json.loads((board / "entries/tiny-llava-kd/vqa-rad/1/run.json").read_text())
+    assert (record["model"]["name"], record["model"]["seed"]) == ("tiny-llava-kd", 1)

@@ -76,6 +76,7 @@ def _seconds(value: float) -> str:
 
 _OWN_WAY: dict[str, Callable[[float], str]] = {
     "samples/s": three_digits,
+    "bits per weight": three_digits,
     "latency p50": _seconds,
     "training time": _seconds,
     "trained share": lambda value: f"{100 * value:.3f} %",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mhe.boards.entries import read_entry
 from mhe.boards.folders import BOARD_FILE, board_names, open_board, versions
 from mhe.boards.markdown import code, escaped, table
+from mhe.boards.relations import relations_of
 from mhe.boards.results import rows_of
 from mhe.boards.tables import task_section
 from mhe.errors import DocumentError
@@ -52,9 +53,10 @@ def read_entries(board: BoardFolder) -> list[Entry]:
 def render_board(board: BoardFolder, entries: Sequence[Entry], shelf: MetricShelf) -> dict[str, str]:
     """File name to content, for every generated file of the board."""
     spec = board.spec
-    sections = [
-        task_section(spec, task, rows_of(task, spec.entrants, entries, shelf, spec.costs)) for task in spec.tasks
-    ]
+    sections = []
+    for task in spec.tasks:
+        rows = rows_of(task, spec.entrants, entries, shelf, spec.costs)
+        sections.append(task_section(spec, task, rows, relations_of(spec, task, rows, shelf)))
     lines = [GENERATED, "", f"# {escaped(spec.title)}", ""]
     if any(task.phantom for task in spec.tasks):
         drawn = ", ".join(code(task.task) for task in spec.tasks if task.phantom)

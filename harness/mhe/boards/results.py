@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mhe.boards.ranking import Contender, places
 from mhe.documents.board import USUAL_COSTS
-from mhe.statistics import CONFIDENCE, mean_and_std, resampled_values, unit_sums
+from mhe.statistics import mean_and_std, percentile_interval, resampled_values, unit_sums
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -119,14 +119,26 @@ def _cell(value: str, task: BoardTask, entries: Sequence[Entry], shelf: MetricSh
     mean, std = mean_and_std([s.value for s in known if s.value is not None])
     if len(entries) == 1:
         return Cell(mean, None, known[0].low, known[0].high)
-    low, high = _interval_over_seeds(value, task, entries, shelf)
+    resampled = _resampled_over_seeds(value, task, entries, shelf)
+    low, high = (percentile_interval(resampled) if resampled is not None else None) or (None, None)
     return Cell(mean, std, low, high)
 
 
-def _interval_over_seeds(
+def difference_of(row: Row, other: Row, value: str, task: BoardTask, shelf: MetricShelf) -> Cell:
+    """The mean of `row` less that of `other`, with the paired 95 % interval: both under the same draws of the units."""
+    left, right = row.cells[value].value, other.cells[value].value
+    if left is None or right is None:
+        return Cell(None, reason=row.cells[value].reason or other.cells[value].reason)
+    samples = [_resampled_over_seeds(value, task, each.entries, shelf) for each in (row, other)]
+    paired = None if samples[0] is None or samples[1] is None else samples[0] - samples[1]
+    low, high = (percentile_interval(paired) if paired is not None else None) or (None, None)
+    return Cell(left - right, None, low, high)
+
+
+def _resampled_over_seeds(
     value: str, task: BoardTask, entries: Sequence[Entry], shelf: MetricShelf
-) -> tuple[float | None, float | None]:
-    """The mean over seeds in each resample of the units; the same draws for every seed."""
+) -> FloatArray | None:
+    """The mean over seeds in each resample of the units, the same draws for every seed; None for a single unit."""
     import numpy as np
 
     samples: list[FloatArray] = []
@@ -135,16 +147,11 @@ def _interval_over_seeds(
         assert block is not None, "entries are checked before they are shown"
         sums = unit_sums(block.array(), entry.scores.samples.units)
         if len(sums) < 2:
-            return None, None
+            return None
         aggregate = shelf.of_block(block).aggregate
         samples.append(resampled_values(aggregate, sums, shelf.weights(len(sums)))[value])
-    means = np.mean(samples, axis=0)
-    counted = means[~np.isnan(means)]
-    if not len(counted):
-        return None, None
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(counted, [tail, 100 - tail])
-    return float(low), float(high)
+    means: FloatArray = np.mean(samples, axis=0)
+    return means
 
 
 # ------------------------------------------------------------ places
@@ -195,6 +202,8 @@ def _measured(cost: CostName, entry: Entry) -> tuple[float | None, str | None]:
         return model.parameters, "the backend does not tell"
     if cost == "bytes":
         return model.bytes_on_disk, "no files on disk"
+    if cost == "bits per weight":
+        return model.bits_per_weight, "the backend does not tell"
     field = {"samples/s": "samples_per_second", "latency p50": "latency_p50"}.get(cost)
     if field is None:
         field = "peak_host_bytes" if efficiency.peak_device_bytes is None else "peak_device_bytes"

@@ -9,11 +9,13 @@ from mhe.boards.group_tables import group_lines
 from mhe.boards.markdown import DASH, code, escaped, fixed, plain_line, short_number, table
 from mhe.boards.pareto import Panel, Point, drawing, front_of
 from mhe.boards.ranking import LEVEL
+from mhe.boards.relations import relation_lines
 from mhe.boards.results import score_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mhe.boards.relations import Relation
     from mhe.boards.results import Cell, Row
     from mhe.documents.board import BoardSpec, BoardTask, CostName, ReportedRow
 
@@ -28,7 +30,7 @@ class Section:
     files: Mapping[str, str]
 
 
-def task_section(spec: BoardSpec, task: BoardTask, rows: Sequence[Row]) -> Section:
+def task_section(spec: BoardSpec, task: BoardTask, rows: Sequence[Row], relations: Sequence[Relation] = ()) -> Section:
     """Everything the page says about one task."""
     title = f"{code(task.task)} {escaped(task.title)}".strip()
     lines = [f"## {title}", ""]
@@ -45,6 +47,7 @@ def task_section(spec: BoardSpec, task: BoardTask, rows: Sequence[Row]) -> Secti
             names = [row.entrant.name for row in rows if row.entrant.name in drawn]
             files[name] = drawing(f"{task.task}: {task.primary} against cost", task.primary, panels, names)
             lines += _front_lines(spec, task, name, panels, rows)
+        lines += relation_lines(spec, task, relations)
         lines += group_lines(task, rows)
     else:
         lines += ["No entry yet.", ""]
@@ -55,6 +58,7 @@ def task_section(spec: BoardSpec, task: BoardTask, rows: Sequence[Row]) -> Secti
 
 
 COST_NOTES: dict[CostName, str] = {
+    "bits per weight": "Bits per weight: 8 x bytes of the loaded weights, scales included, by parameters.",
     "peak memory": "Peak memory is the device's where it has its own, else the host's.",
     "trained share": "Trained share: parameters that the last training step moved, of all it held, adapters included.",
     "training memory": "Training memory: peak of the last training step, on the device where it has its own, else of "

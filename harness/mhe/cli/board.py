@@ -15,7 +15,7 @@ from mhe.documents.board import EntrantKind
 from mhe.errors import DataMissingError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mhe.boards.checking import BoardCheck
     from mhe.boards.folders import BoardFolder
@@ -64,6 +64,10 @@ def board() -> None:
 @click.option("--profile", shell_complete=complete_profile, help="Scoring profile; the task's where empty.")
 @click.option("--metrics", help="Metrics or values to show, such as bleu-4,cider; the task's where empty.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N samples.")
+@click.option("--costs", help="Columns of cost, such as parameters,bytes; the usual ones where empty.")
+@click.option(
+    "--relative-to", metavar="ENTRANT", help="Show all others beside this entrant, such as students beside a teacher."
+)
 @click.option("--seeds", type=click.IntRange(min=1), help="Seeds 0 to N-1. Default: 1, or the earlier version's.")
 @click.option("--set", "settings", multiple=True, help="Another generation, such as generation.max_new_tokens=32.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data set, to pin its digest now.")
@@ -83,6 +87,8 @@ def new(
     profile: str | None,
     metrics: str | None,
     limit: int | None,
+    costs: str | None,
+    relative_to: str | None,
     seeds: int | None,
     settings: tuple[str, ...],
     data_dir: Path | None,
@@ -99,7 +105,7 @@ def new(
 
     catalog = catalog_of(ctx)
     old = _earlier_version(name, root, new_version=new_version)
-    shown = [part.strip() for part in metrics.split(",") if part.strip()] if metrics else []
+    shown = _parts(metrics)
     pins = [_pin_run(catalog, folder, profile, shown) for folder in runs]
     pins += [
         _pin_task(
@@ -116,10 +122,21 @@ def new(
     ]
     if not pins:
         raise UserError("a board pins at least one task: give --task TASK or --from-run RUN_FOLDER.")
-    made = create_board(root, _new_spec(name, pins, old, title=title, summary=summary, seeds=seeds))
+    given: dict[str, object] = {
+        **({"title": title} if title else {}),
+        **({"summary": summary} if summary is not None else {}),
+        **({"seeds": tuple(range(seeds))} if seeds else {}),
+        **({"costs": _parts(costs)} if costs is not None else {}),
+        **({"relative_to": {relative_to: ()}} if relative_to else {}),
+    }
+    made = create_board(root, _new_spec(name, pins, old, given))
     say(f"Made {made.spec.key} in {made.path}. Next: mhe board add {made.spec.name} RUN_FOLDER")
     if as_json:
         click.echo(json.dumps({"board": made.spec.key, "folder": str(made.path), **_document(made.spec)}, indent=2))
+
+
+def _parts(text: str | None) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else []
 
 
 def _document(spec: BoardSpec) -> dict[str, object]:
@@ -140,27 +157,21 @@ def _earlier_version(name: str, root: Path, *, new_version: bool) -> BoardSpec |
     return open_board(root / name / f"v{known[-1]}").spec if known else None
 
 
-def _new_spec(
-    name: str,
-    pins: Sequence[BoardTask],
-    old: BoardSpec | None,
-    *,
-    title: str | None,
-    summary: str | None,
-    seeds: int | None,
-) -> BoardSpec:
+def _new_spec(name: str, pins: Sequence[BoardTask], old: BoardSpec | None, given: Mapping[str, object]) -> BoardSpec:
+    """With what is given; the rest as the earlier version has it."""
     from mhe.documents.board import BoardSpec
 
     on_board = {pin.name for pin in pins} | {pin.task for pin in pins}
+    kept: dict[str, object] = {"title": name}
+    if old is not None:
+        kept = old.model_dump(include={"title", "summary", "seeds", "costs", "relative_to", "enter"})
+        kept["reported"] = [row.model_dump() for row in old.reported if row.task in on_board]
     data = {
         "name": name,
         "version": old.version + 1 if old else 1,
-        "title": title or (old.title if old else name),
-        "summary": summary if summary is not None else (old.summary if old else ""),
-        "seeds": tuple(range(seeds)) if seeds else (old.seeds if old else (0,)),
         "tasks": [pin.model_dump() for pin in pins],
-        "reported": [row.model_dump() for row in old.reported if row.task in on_board] if old else [],
-        "enter": old.enter if old else "",
+        **kept,
+        **given,
     }
     return BoardSpec.from_data(data, f"mhe board new {name}")
 

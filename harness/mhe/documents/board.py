@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -19,6 +20,7 @@ machine that added it; a commit of the hub; told by a server; or nothing to hash
 CostName = Literal[
     "parameters",
     "bytes",
+    "bits per weight",
     "samples/s",
     "latency p50",
     "peak memory",
@@ -124,6 +126,17 @@ class ReportedRow(Part):
     notes: str = ""
 
 
+def _problems_of_relations(relative_to: Mapping[str, Sequence[str]]) -> list[str]:
+    """An entrant beside itself, beside two others, or named twice."""
+    problems = [f"relative_to: {name!r} is beside itself" for name, others in relative_to.items() if name in others]
+    named = [other for others in relative_to.values() for other in others]
+    problems += [f"relative_to: {name!r} is named twice" for name in sorted(set(named)) if named.count(name) > 1]
+    if len(relative_to) > 1 and not all(relative_to.values()):
+        empty = next(name for name, others in relative_to.items() if not others)
+        problems.append(f"relative_to: name who is beside {empty!r}; a list is left empty only where there is no other")
+    return problems
+
+
 class BoardSpec(Document):
     """`board.yaml`."""
 
@@ -137,6 +150,9 @@ class BoardSpec(Document):
     reported: tuple[ReportedRow, ...] = ()
     costs: Annotated[tuple[CostName, ...], Field(min_length=1)] = USUAL_COSTS
     """Columns of cost, in this order."""
+    relative_to: dict[Name, tuple[Name, ...]] = {}
+    """Entrants that others are shown beside, with those others; an empty list stands for all the rest, baselines
+    apart."""
     enter: str = ""
     """What an entrant should know besides the commands; shown under "How to enter"."""
     changes: tuple[BoardChange, ...] = ()
@@ -152,6 +168,7 @@ class BoardSpec(Document):
             problems.append("seeds are listed twice")
         if len(set(self.costs)) != len(self.costs):
             problems.append("costs are listed twice")
+        problems += _problems_of_relations(self.relative_to)
         problems += [
             f"reported row {row.name!r} names the task {row.task!r}, which is not on this board"
             for row in self.reported
