@@ -138,6 +138,4 @@ def _digest(place: Path) -> str:
         files = sorted(path for path in place.rglob("*") if path.is_file())
         return digest_of({path.relative_to(place).as_posix(): file_digest(path) for path in files})
     except OSError as error:
-        raise MetricUnavailableError(
-            f"MedCAT's pack {error.filename} cannot be read ({error.strerror})"
-        ) from None
+        raise MetricUnavailableError(f"MedCAT's pack {error.filename} cannot be read ({error.strerror})") from None
