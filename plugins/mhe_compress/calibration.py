@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mhe import SampleError, UserError, digest_of
-from mhe_hf import collate_training
-from mhe_hf.training.batches import context_of
+from mhe_hf import collate_training, context_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

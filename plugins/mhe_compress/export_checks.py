@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mhe import UserError
 from mhe_compress.distill_states import own_inputs
 from mhe_compress.merge_prompts import drawn_example, logits_of
-from mhe_hf import collate_training
-from mhe_hf.training.batches import context_of
+from mhe_hf import collate_training, context_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

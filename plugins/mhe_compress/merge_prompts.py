@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from mhe import BytesSource, Generation, Image, Message, Request, Sample, TrainingExample, digest_of
 from mhe_compress.distill_states import Reading, own_inputs
-from mhe_hf import collate_training
-from mhe_hf.training.batches import context_of
+from mhe_hf import collate_training, context_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -127,7 +127,8 @@ def _calibration(
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Training samples at equal distances, each alone, so that nothing is padded."""
     from mhe_compress.distill_states import own_inputs
-    from mhe_hf.training.batches import RowCollator, context_of
+    from mhe_hf import context_of
+    from mhe_hf.training.batches import RowCollator
     from mhe_hf.training.watching import EXAMPLE_INDEX
 
     count = min(options.calibration_samples, len(job.train))
@@ -251,7 +252,8 @@ def _try_once(model: PreTrainedModel, processor: ProcessorMixin, job: RecipeJob,
     import torch
 
     from mhe_compress.distill_states import own_inputs
-    from mhe_hf.training.batches import RowCollator, context_of
+    from mhe_hf import context_of
+    from mhe_hf.training.batches import RowCollator
     from mhe_hf.training.watching import EXAMPLE_INDEX
 
     batch = RowCollator(processor, context_of(model.config))([(0, (job.train[0],))])

@@ -11,7 +11,8 @@ from mhe_compress.distill_losses import TokenLogits
 from mhe_compress.distill_states import IGNORED, Reading, answer_places, own_inputs
 from mhe_compress.teacher import check_answer_tokens
 from mhe_compress.teacher_cache import CachedAnswer, example_key, rest_at, top_of
-from mhe_hf.training.batches import RowCollator, context_of
+from mhe_hf import context_of
+from mhe_hf.training.batches import RowCollator
 from mhe_hf.training.watching import EXAMPLE_INDEX
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         parameter_size,
     )
     from mhe_hf.backend import HfBackend
-    from mhe_hf.collation import Collator
+    from mhe_hf.collation import Collator, context_of
     from mhe_hf.conversations import adds_special_tokens
     from mhe_hf.families import bind_family, family_of
     from mhe_hf.generation import decode_answer
@@ -65,7 +65,7 @@ _HOMES = {
         "parameter_size",
     ),
     "mhe_hf.backend": ("HfBackend",),
-    "mhe_hf.collation": ("Collator",),
+    "mhe_hf.collation": ("Collator", "context_of"),
     "mhe_hf.conversations": ("adds_special_tokens",),
     "mhe_hf.families": ("bind_family", "family_of"),
     "mhe_hf.generation": ("decode_answer",),
@@ -115,6 +115,7 @@ __all__ = [
     "bind_family",
     "check_folder",
     "collate_training",
+    "context_of",
     "decode_answer",
     "empty_model",
     "family_of",

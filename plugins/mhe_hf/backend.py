@@ -266,8 +266,9 @@ class HfBackend:
         """Answers of the batch, or None where memory ran out; and seconds to its first token."""
         import torch
 
+        from mhe_hf.batch_memory import is_out_of_memory
         from mhe_hf.clocks import FirstTokenClock
-        from mhe_hf.generation import answer_batch, is_out_of_memory
+        from mhe_hf.generation import answer_batch
 
         assert self._model is not None
         assert self._processor is not None

@@ -16,6 +16,8 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+"""What CUDA, the allocator of the CPU and the operating system say."""
 AT_FIRST = 0.25
 """Share of the free memory that the first batch may take by the estimate."""
 AT_MOST = 0.8
@@ -68,6 +70,14 @@ class MemoryWatch:
                 for device, before in zip(self._devices, self._before, strict=True)
             ]
         return [float(available_bytes() + max(0, resident_bytes() - self._host_before))]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the machine, ran out of memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError | OSError) and any(words in text for words in OUT_OF_MEMORY)
 
 
 def row_bytes(configuration: PreTrainedConfig, tokens: int, width: int) -> int:

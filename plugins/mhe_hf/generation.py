@@ -180,11 +180,3 @@ def _on_device(value: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
     # Pixels come as float32; a model in half precision wants its own kind.
     dtype = model.dtype if value.is_floating_point() else value.dtype
     return value.to(device=model.device, dtype=dtype)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the machine, ran out of memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)

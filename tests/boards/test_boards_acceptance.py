@@ -75,6 +75,16 @@ def test_each_rule_refuses(bench, edit, reason):
     assert reason in refusal(bench, board, bench.make(edit=edit))
 
 
+def test_another_encoder_is_another_metric(bench):
+    board = bench.new()
+    board = bench.add(board, bench.make("alpha", edit={"metrics.0.resources": {"encoder": "a" * 64}}))
+    assert [pin.resources for pin in board.spec.tasks[0].pins] == [{"encoder": "a" * 64}]
+    other = bench.make("beta", edit={"metrics.0.resources": {"encoder": "b" * 64}})
+    for run in (other, bench.make("gamma")):
+        with pytest.raises(RefusalError, match="resources is pinned to"):
+            bench.add(board, run)
+
+
 def test_one_refused_run_keeps_out_the_others(bench):
     board = bench.new()
     message = refusal(bench, board, bench.make("good"), bench.make("bad", edit={"status": "partial"}))
@@ -193,8 +203,11 @@ def test_comments_of_board_yaml_survive(bench):
     path = board.path / "board.yaml"
     text = path.read_text().replace("seeds:", "# three would be better\nseeds:")
     path.write_text(text + "# a last word\n")
-    board = bench.add(board, bench.make("alpha"), bench.make("beta"))
+    board = bench.add(board, bench.make("alpha"))
+    path.write_text(path.read_text().replace("changes:", "\n# who came when\n\nchanges:"))
+    board = bench.add(board, bench.make("beta"))
     after = path.read_text()
+    assert "\n# who came when\n\nchanges:" in after
     assert "# three would be better\nseeds:" in after
     assert "# a last word" in after
     assert [e.name for e in board.spec.entrants] == ["alpha", "beta"]

@@ -89,6 +89,7 @@ def _metric_problems(record: RunRecord, task: BoardTask) -> list[str]:
                 ("version", metric.metric_version, pin.version),
                 ("profile version", metric.profile_version, pin.profile_version),
                 ("options", metric.options, pin.options),
+                ("resources", metric.resources, pin.resources or metric.resources),
             ]
             if value != wanted
         ]

@@ -132,8 +132,10 @@ def rewrite_board(board: BoardFolder, spec: BoardSpec) -> BoardFolder:
         present.add(key.value)
         if key.value in changed:
             # A block ends where the next key begins, comments before that key included; only its own lines go.
-            end = value.end_mark.index
-            body = text[key.start_mark.index : end].rstrip()
+            lines = text[key.start_mark.index : value.end_mark.index].rstrip().split("\n")
+            while lines[-1].startswith("#") or not lines[-1].strip():
+                lines.pop()
+            body = "\n".join(lines)
             stop = key.start_mark.index + len(body)
             spans.append((key.start_mark.index, stop, _dumped({key.value: changed[key.value]}).rstrip()))
     for start, stop, replacement in sorted(spans, reverse=True):

@@ -121,8 +121,10 @@ def _committed(history: History, path: PurePosixPath) -> BoardSpec:
 
 
 def _changed_pins(old: BoardTask, new: BoardTask) -> list[str]:
-    """Names of rules that differ; an empty digest may be pinned, and titles and notes may be mended."""
+    """Names of rules that differ; what is empty may be pinned, and titles and notes may be mended."""
     before, after = old.model_dump(), new.model_dump()
+    for one, other in zip(before["pins"], after["pins"], strict=False):
+        one["resources"] = one["resources"] or other["resources"]
     return [
         name
         for name in before

@@ -147,6 +147,7 @@ def _pin_of(metric: MetricRecord) -> MetricPin:
         metric=metric.metric,
         version=metric.metric_version,
         options=metric.options,
+        resources=metric.resources,
         profile_version=metric.profile_version,
         values=tuple(value.name for value in metric.values),
     )

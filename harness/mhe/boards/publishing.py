@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from mhe.boards.entries import EntryScores
     from mhe.boards.verification import MetricShelf
-    from mhe.documents.board import BoardSpec, EntrantKind
+    from mhe.documents.board import BoardSpec, EntrantKind, MetricPin
 
 
 ENTRANT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -255,6 +255,11 @@ def _change(draft: _Draft, admission: Admission, is_there: bool) -> BoardChange:
     )
 
 
+def _with_resources(pin: MetricPin, profile: str, record: RunRecord) -> MetricPin:
+    found = (m.resources for m in record.metrics if (m.metric, m.profile) == (pin.metric, profile))
+    return pin.model_copy(update={"resources": pin.resources or next(found, {})})
+
+
 def _extended(
     spec: BoardSpec, drafts: Sequence[_Draft], changes: Sequence[BoardChange], admission: Admission
 ) -> BoardSpec:
@@ -269,6 +274,7 @@ def _extended(
                 "title": pinned.title or record.task.title,
                 "task_digest": pinned.task_digest or record.task.digest,
                 "data_digest": pinned.data_digest or record.data.digest,
+                "pins": tuple(_with_resources(pin, pinned.profile, record) for pin in pinned.pins),
             }
         )
         if name not in entrants:

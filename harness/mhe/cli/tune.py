@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from mhe.cli.run_tables import readable_bytes
 from mhe.cli.settings import parse_value
 from mhe.cli.training_choices import read_choices
 from mhe.cli.tune_previews import announce, plan_text, show_pipeline_previews, show_step_previews
+from mhe.environment import portable_command
 from mhe.errors import UserError
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def tune(
         data_dir=data_dir,
         offline=offline,
         replace=replace,
-        command=shlex.join(["mhe", *sys.argv[1:]]),
+        command=portable_command(["mhe", *sys.argv[1:]]),
         say=say,
     )
     if pipeline is not None:

@@ -38,6 +38,8 @@ class MetricPin(Part):
     metric: str
     version: str
     options: dict[str, Any] = Field(default_factory=dict)
+    resources: dict[str, str] = Field(default_factory=dict)
+    """Digests of what it read beside the texts, such as an encoder's weights. Pinned by the first run where empty."""
     profile_version: str
     values: Annotated[tuple[str, ...], Field(min_length=1)]
     """The values of this metric that the board may show."""

@@ -20,7 +20,7 @@ from mhe_hf.training.watching import EXAMPLE_INDEX
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from transformers import PreTrainedConfig, ProcessorMixin
+    from transformers import ProcessorMixin
 
     from mhe import TrainingExample
 
@@ -184,13 +184,3 @@ def _unusable(examples: Row, error: SampleError) -> UserError:
     return UserError(
         f"training sample {ids}: {error}\nMend it, or list it under `broken` in the task's task.yaml to leave it out."
     )
-
-
-def context_of(configuration: PreTrainedConfig) -> int | None:
-    """The model's context in tokens; None where its configuration names none."""
-    text = configuration.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "n_positions"):
-        value = getattr(text, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from mhe import RecipeResult, ShareDoneError, UserError
 from mhe_hf import HfOptions, adapters_of, few_bits_of, load_configuration, load_model, needed_class, write_planned
 from mhe_hf import empty_model as model_without_weights
+from mhe_hf.batch_memory import is_out_of_memory
 from mhe_hf.training.arguments import check_trackers, is_on_cpu, shared_arguments
 from mhe_hf.training.devices import choose_attention, choose_precision, planned_precision, refused_precision
-from mhe_hf.training.memory import is_out_of_memory, peak_device_bytes, peak_host_bytes, readable_size, what_to_lower
+from mhe_hf.training.memory import peak_device_bytes, peak_host_bytes, readable_size, what_to_lower
 from mhe_hf.training.yardsticks import Yardstick, choose_yardstick, is_out_of_patience
 
 if TYPE_CHECKING:
@@ -280,8 +281,9 @@ def train(
     """
     from transformers import PrinterCallback, TrainerState, set_seed
 
+    from mhe_hf.collation import context_of
     from mhe_hf.training import watching
-    from mhe_hf.training.batches import RowCollator, Rows, context_of
+    from mhe_hf.training.batches import RowCollator, Rows
 
     set_seed(job.seed)
     if options.gradient_checkpointing:

@@ -10,16 +10,6 @@ if TYPE_CHECKING:
     from mhe_hf.training.options import TrainingOptions
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that host or device memory ran out."""
-    import torch
-
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
-
-
 def what_to_lower(options: TrainingOptions, error: BaseException) -> str:
     """The error in plain words, with settings that need less memory."""
     ways = []
