@@ -161,6 +161,26 @@ def test_an_interruption_is_130_and_says_that_nothing_is_lost(mhe):
     assert "Traceback" not in done.stderr
 
 
+def test_what_ended_before_another_model_failed_is_shown(mhe, tmp_path):
+    (tmp_path / "empty").mkdir()
+    asked = ["eval", "--model", "scripted", "--model", str(tmp_path / "empty"), "--task", "phantom-vqa", "--limit", "5"]
+    done = mhe(*asked)
+    assert done.returncode == 2
+    assert "scripted on phantom-vqa" in done.stdout
+    assert "accuracy" in done.stdout
+    assert "empty" in done.stderr
+    with_json = mhe(*asked, "--json")
+    assert json.loads(with_json.stdout)["error"]["exit_code"] == 2
+
+
+def test_one_setting_given_in_two_ways_is_a_mistake(mhe):
+    done = mhe(
+        "eval", "--model", "scripted", "--task", "phantom-vqa", "--batch-size", "2", "--set", "backend.batch_size=4"
+    )
+    assert done.returncode == 2
+    assert "give one of them" in done.stderr
+
+
 def test_a_partial_run_is_3(mhe):
     done = mhe("eval", "--model", "scripted", "--task", "phantom-vqa", "--limit", "5", "--set", "backend.raise_after=2")
     assert done.returncode == 3, done.stderr

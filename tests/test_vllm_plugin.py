@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -77,6 +78,10 @@ def test_parameters_and_dtype_are_those_of_the_files(folder, tmp_path):
     stored = load_file(folder / "model.safetensors")
     assert weights.count_parameters(folder) == (sum(tensor.numel() for tensor in stored.values()), 32.0)
     assert weights.saved_dtype(folder) == "float32"
+    both = tmp_path / "both"
+    shutil.copytree(folder, both)
+    shutil.copy(folder / "model.safetensors", both / "consolidated.safetensors")
+    assert weights.count_parameters(both) == weights.count_parameters(folder)
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "awq"}}))
     assert weights.count_parameters(tmp_path) is None
     assert weights.saved_dtype(tmp_path) is None

@@ -70,7 +70,7 @@ class HfBackend:
             versions = [f"{name} {library_version(name)}" for name in ("transformers", "torch")]
             if self._options.quantization != "none" or self._is_stored_in_few_bits():
                 versions.append(f"bitsandbytes {library_version('bitsandbytes', extra='quant')}")
-            if self._options.all_adapters():
+            if self._has_adapters():
                 versions.append(f"peft {library_version('peft', extra='tune')}")
             fingerprint, processor = self._identity()
             self._description = BackendDescription(
@@ -92,6 +92,9 @@ class HfBackend:
         parts = find_parts(self._spec, self._options, offline=self._context.offline)
         self._check_trained(parts)
         return fingerprint_parts(parts, self._options.seed_of_new_weights), {}
+
+    def _has_adapters(self) -> bool:
+        return bool(find_parts(self._spec, self._options, offline=self._context.offline).adapters)
 
     def _is_stored_in_few_bits(self) -> bool:
         if self._options.random_weights:
@@ -322,7 +325,12 @@ class HfBackend:
         return measured
 
     def close(self) -> None:
-        """Free the device."""
+        """Free the device, and give torch its threads back; also after a `load` that failed."""
+        if self._threads_before is not None:
+            import torch
+
+            torch.set_num_threads(self._threads_before)
+            self._threads_before = None
         if self._model is None:
             return
         import gc
@@ -335,5 +343,3 @@ class HfBackend:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if self._threads_before is not None:
-            torch.set_num_threads(self._threads_before)

@@ -32,7 +32,7 @@ def loaded_facts(model: PreTrainedModel, options: HfOptions) -> LoadedFacts:
     dtype = str(model.dtype).removeprefix("torch.")
     kind = options.quantization if options.quantization != "none" else stored_quantization(model.config)
     return LoadedFacts(
-        device=_device_name(model.device),
+        device=_device_name({parameter.device for parameter in model.parameters()}),
         precision=dtype if kind is None else f"{kind} ({dtype} outside)",
         parameters=parameters,
         module_parameters=module_parameters(model),
@@ -65,11 +65,12 @@ def _stored_bytes(parameter: torch.nn.Parameter) -> int:
     return int(stored)
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type != "cuda":
-        return str(device)
-    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return f"cuda: {names[device.index or 0]}" if len(names) == 1 else f"cuda: {len(names)} x {names[0]}"
+def _device_name(devices: set[torch.device]) -> str:
+    """Where the weights lie: devices of CUDA by their product's name, and how many where they are several."""
+    kinds = sorted({device.type for device in devices} - {"cuda"})
+    names = [torch.cuda.get_device_name(device) for device in devices if device.type == "cuda"]
+    counts = (f"{names.count(name)} x {name}" if len(names) > 1 else name for name in sorted(set(names)))
+    return ", ".join([*(f"cuda: {shown}" for shown in counts), *kinds])
 
 
 def peak_device_bytes() -> tuple[int, int] | None:

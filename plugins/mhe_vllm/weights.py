@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,11 +88,22 @@ def count_parameters(folder: Path) -> tuple[int, float] | None:
 
     if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
         return None
-    count = size = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    count = bits = 0
+    for path in _weight_files(folder):
         with safe_open(path, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118 - it is no mapping
-                tensor = stored.get_tensor(name)
-                count += tensor.numel()
-                size += tensor.numel() * tensor.element_size()
-    return (count, round(8 * size / count, 4)) if count else None
+                # The head of the file tells; no weight is read.
+                part = stored.get_slice(name)
+                numbers = math.prod(part.get_shape())
+                count += numbers
+                bits += numbers * int("".join(filter(str.isdigit, part.get_dtype().partition("_")[0])) or 8)
+    return (count, round(bits / count, 4)) if count else None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files of transformers' format; some publishers lay the same weights beside them in another."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    whole = folder / "model.safetensors"
+    return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))

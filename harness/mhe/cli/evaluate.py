@@ -17,7 +17,7 @@ from mhe.cli.settings import by_metric, parse_settings
 from mhe.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mhe.catalog import Catalog
     from mhe.evaluation import RunOutcome
@@ -108,6 +108,8 @@ def evaluate_command(
     catalog = catalog_of(ctx)
     chosen = parse_settings(settings, ("generation", "backend", "metrics"))
     if batch_size is not None:
+        if "batch_size" in chosen["backend"]:
+            raise UserError("--batch-size and --set backend.batch_size are one setting: give one of them.")
         chosen["backend"]["batch_size"] = batch_size
     base = RunOptions(
         runs_dir=runs_dir or default_runs_dir(),
@@ -126,8 +128,16 @@ def evaluate_command(
         command=portable_command(["mhe", *sys.argv[1:]]),
     )
     seed_list = range(seeds) if seeds is not None else (seed,)
-    outcomes = _run_all(catalog, models, tasks, seed_list, backend, checkpoints_dir, base)
-    _show(outcomes, {name: profile.summary for name, profile in catalog.profiles.items()}, as_json=as_json)
+    summaries = {name: profile.summary for name, profile in catalog.profiles.items()}
+    outcomes: list[RunOutcome] = []
+    try:
+        outcomes.extend(_run_all(catalog, models, tasks, seed_list, backend, checkpoints_dir, base))
+    except BaseException:
+        # What the models before have come to is not lost with the one that failed; half a JSON document is none.
+        if outcomes and not as_json:
+            _show(outcomes, summaries, as_json=False)
+        raise
+    _show(outcomes, summaries, as_json=as_json)
     is_whole = all(o.record.status == "complete" and not uncomputed(o.record.metrics) for o in outcomes)
     return 0 if is_whole else PARTIAL
 
@@ -145,7 +155,7 @@ def _run_all(
     backend: str | None,
     checkpoints_dir: Path | None,
     base: RunOptions,
-) -> list[RunOutcome]:
+) -> Iterator[RunOutcome]:
     from dataclasses import replace
 
     from mhe.evaluation import run
@@ -165,7 +175,6 @@ def _run_all(
             profiles=base.profiles or (task.profile,),
             metric_options=base.metric_options,
         )
-    outcomes = []
     for spec in specs:
         for task in task_specs:
             for seed in seeds:
@@ -174,8 +183,7 @@ def _run_all(
                     outcome = run(plan, line.update)
                 if outcome.was_done:
                     say(f"{spec.name} on {task.name}, seed {seed}: already done, no model call ({outcome.folder})")
-                outcomes.append(outcome)
-    return outcomes
+                yield outcome
 
 
 def _show(outcomes: Sequence[RunOutcome], summaries: Mapping[str, str], *, as_json: bool) -> None:
