@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mhe.backend_abilities import RendersPrompts, ScoresTokens
     from mhe.catalog import Catalog, open_catalog
     from mhe.digests import cache_dir, digest_of, file_digest
-    from mhe.documents.base import Part
+    from mhe.documents.base import BackendOptions, Part
     from mhe.documents.board import BoardSpec
     from mhe.documents.checkpoint import Checkpoint
     from mhe.documents.model import Lineage, ModelSpec
@@ -88,7 +88,7 @@ _HOMES = {
     "mhe.backend_abilities": ("RendersPrompts", "ScoresTokens"),
     "mhe.catalog": ("Catalog", "open_catalog"),
     "mhe.digests": ("cache_dir", "digest_of", "file_digest"),
-    "mhe.documents.base": ("Part",),
+    "mhe.documents.base": ("BackendOptions", "Part"),
     "mhe.documents.board": ("BoardSpec",),
     "mhe.documents.checkpoint": ("Checkpoint",),
     "mhe.documents.model": ("Lineage", "ModelSpec"),
@@ -170,6 +170,7 @@ __all__ = [
     "BackendContext",
     "BackendDescription",
     "BackendFactory",
+    "BackendOptions",
     "BoardSpec",
     "BytesSource",
     "Case",

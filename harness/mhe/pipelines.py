@@ -30,7 +30,7 @@ from mhe.checkpoints import (
     write_checkpoint,
 )
 from mhe.digests import cache_dir, digest_of
-from mhe.documents.base import parse_options
+from mhe.documents.base import is_answer_neutral, parse_options
 from mhe.errors import BusyError, ShareDoneError, StorageError, UserError
 from mhe.model_names import recorded_location
 from mhe.processes import Processes, launched_processes, wait_for_first
@@ -166,12 +166,8 @@ def validate_options(name: str, factory: RecipeFactory, settings: Mapping[str, o
 
 def _binding_options(options: BaseModel) -> dict[str, object]:
     """Options that can change the result, as JSON-able values."""
-    dumped: dict[str, object] = options.model_dump(mode="json")
-    for name, info in type(options).model_fields.items():
-        extra = info.json_schema_extra
-        if isinstance(extra, dict) and extra.get("answer_neutral") is True:
-            dumped.pop(name, None)
-    return dumped
+    neutral = {name for name, field in type(options).model_fields.items() if is_answer_neutral(field)}
+    return options.model_dump(mode="json", exclude=neutral)
 
 
 def input_model(catalog: Catalog, spec: ModelSpec, place: StepPlace) -> InputModel:

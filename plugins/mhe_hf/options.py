@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from mhe import Part
+from mhe import BackendOptions, Part
 
 _NEUTRAL = {"answer_neutral": True}
 
@@ -24,7 +24,7 @@ def _as_choice(value: object) -> object:
     return {"folder": value} if isinstance(value, str) else value
 
 
-class HfOptions(Part):
+class HfOptions(BackendOptions):
     """How a transformers model is loaded and run."""
 
     measured_alone: ClassVar[Mapping[str, object]] = {"prefetch": 0, "image_cache_mb": 0}
@@ -96,20 +96,3 @@ class HfOptions(Part):
     def all_adapters(self) -> tuple[AdapterChoice, ...]:
         """`adapter` before `adapters`."""
         return ((AdapterChoice(folder=self.adapter),) if self.adapter else ()) + self.adapters
-
-    def in_key(self) -> dict[str, object]:
-        """Options that may change an answer."""
-        return {k: v for k, v in self.model_dump(mode="json").items() if k not in self.neutral_names()}
-
-    def neutral(self) -> dict[str, object]:
-        """Options declared answer-neutral."""
-        return {k: v for k, v in self.model_dump(mode="json").items() if k in self.neutral_names()}
-
-    @classmethod
-    def neutral_names(cls) -> set[str]:
-        """Names of the answer-neutral options."""
-        return {
-            name
-            for name, field in cls.model_fields.items()
-            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("answer_neutral")
-        }

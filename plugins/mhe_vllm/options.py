@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.config import JsonDict
 
-from mhe import Part
+from mhe import BackendOptions
 
 _NEUTRAL: JsonDict = {"answer_neutral": True}
 
 
-class VllmOptions(Part):
+class VllmOptions(BackendOptions):
     """How vLLM loads a model and runs it."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -49,18 +49,4 @@ class VllmOptions(Part):
 
     def in_key(self) -> dict[str, object]:
         """Options that may change an answer. The adapter's content is in the fingerprint, whatever its folder."""
-        found = {k: v for k, v in self.model_dump(mode="json").items() if k not in self.neutral_names()}
-        return {**found, "adapter": self.adapter is not None}
-
-    def neutral(self) -> dict[str, object]:
-        """Options declared answer-neutral."""
-        return {k: v for k, v in self.model_dump(mode="json").items() if k in self.neutral_names()}
-
-    @classmethod
-    def neutral_names(cls) -> set[str]:
-        """Names of the answer-neutral options."""
-        return {
-            name
-            for name, field in cls.model_fields.items()
-            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("answer_neutral")
-        }
+        return {**super().in_key(), "adapter": self.adapter is not None}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic.config import JsonDict
 
-from mhe import Part
+from mhe import BackendOptions
 
 _NEUTRAL: JsonDict = {"answer_neutral": True}
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
@@ -30,7 +30,7 @@ OWN_FIELDS = frozenset(
 """Fields of a request's body that the task, the model's name or another option decides."""
 
 
-class ServerOptions(Part):
+class ServerOptions(BackendOptions):
     """Which server is asked, and how."""
 
     url: Annotated[str | None, Field(json_schema_extra=_NEUTRAL)] = None
@@ -72,20 +72,3 @@ class ServerOptions(Part):
                 f"{', '.join(taken)}: decided by the task (--set generation.…), the model or another option"
             )
         return body
-
-    def in_key(self) -> dict[str, object]:
-        """Options that may change an answer."""
-        return {k: v for k, v in self.model_dump(mode="json").items() if k not in self.neutral_names()}
-
-    def neutral(self) -> dict[str, object]:
-        """Options declared answer-neutral."""
-        return {k: v for k, v in self.model_dump(mode="json").items() if k in self.neutral_names()}
-
-    @classmethod
-    def neutral_names(cls) -> set[str]:
-        """Names of the answer-neutral options."""
-        return {
-            name
-            for name, field in cls.model_fields.items()
-            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("answer_neutral")
-        }

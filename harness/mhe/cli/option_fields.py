@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from mhe.documents.base import is_answer_neutral
+
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
@@ -61,7 +63,7 @@ def option_fields(model: type[BaseModel]) -> list[OptionField]:
             type=_type_text(field),
             default=_default_text(field),
             summary=field.description or texts.get(name, ""),
-            answer_neutral=_is_neutral(field),
+            answer_neutral=is_answer_neutral(field),
         )
         for name, field in model.model_fields.items()
     ]
@@ -86,11 +88,6 @@ def field_texts(model: type[BaseModel]) -> dict[str, str]:
             if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
                 texts[field.target.id] = " ".join(str(below.value.value).split())
     return texts
-
-
-def _is_neutral(field: FieldInfo) -> bool:
-    extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("answer_neutral"))
 
 
 def _default_text(field: FieldInfo) -> str:

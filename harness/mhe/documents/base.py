@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from pydantic.fields import FieldInfo
+
 P = TypeVar("P", bound=BaseModel)
 
 
@@ -21,6 +23,32 @@ class Part(BaseModel):
     """A nested part of a document, or the options of a plugin: unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+class BackendOptions(Part):
+    """Options of a backend, parted into those that may change an answer and those that may not.
+
+    A field that may not says so: `Field(…, json_schema_extra={"answer_neutral": True})`.
+    """
+
+    def in_key(self) -> dict[str, object]:
+        """Options that may change an answer, as JSON-able values: for `BackendDescription.key_options`."""
+        return self._chosen(are_neutral=False)
+
+    def neutral(self) -> dict[str, object]:
+        """Options declared answer-neutral: for `BackendDescription.neutral_options`."""
+        return self._chosen(are_neutral=True)
+
+    def _chosen(self, *, are_neutral: bool) -> dict[str, object]:
+        fields = type(self).model_fields
+        names = {name for name, field in fields.items() if is_answer_neutral(field) is are_neutral}
+        return self.model_dump(mode="json", include=names)
+
+
+def is_answer_neutral(field: FieldInfo) -> bool:
+    """Whether a field of options declares that it changes no answer, and stays out of keys."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and extra.get("answer_neutral") is True
 
 
 class Document(Part):

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from mhe import (
     BackendDescription,
+    BackendOptions,
     Failure,
     ModelUnusableError,
-    Part,
     Response,
     SampleDataError,
     TokenChance,
@@ -31,7 +31,7 @@ WEIGHTS = "threshold.bin"
 GREYS_OF_DOUBT = 16
 
 
-class BrightnessOptions(Part):
+class BrightnessOptions(BackendOptions):
     """Set with `--set backend.…`. What may change an answer is part of the run key; say so where it may not."""
 
     bright: str = "yes"
@@ -54,8 +54,8 @@ class BrightnessBackend:
             name="example",
             version="1",
             fingerprint=fingerprint_folder(self._folder),
-            key_options=self._options.model_dump(include={"bright", "dark"}),
-            neutral_options=self._options.model_dump(include={"batch_size"}),
+            key_options=self._options.in_key(),
+            neutral_options=self._options.neutral(),
             device="cpu",
             parameters=1,
         )
