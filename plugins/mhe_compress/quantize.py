@@ -45,7 +45,7 @@ from mhe_hf import (
 from mhe_hf.description import stored_bytes
 from mhe_hf.quantization import quantization_of
 from mhe_hf.training.fitting import quiet_transformers
-from mhe_hf.training.memory import peak_device_bytes, peak_host_bytes, readable_size
+from mhe_hf.training.memory import packed_bits, peak_device_bytes, peak_host_bytes, readable_size
 from mhe_hf.training.targets import linear_layers
 
 if TYPE_CHECKING:
@@ -197,25 +197,19 @@ class QuantizeRecipe:
 
 
 def planned_bits(model: PreTrainedModel, job: RecipeJob, options: QuantizeOptions) -> float:
-    """Bits of all weights as they will be stored, with their scales: one of 32 bits for 64 weights of nf4 and fp4, or
-    with `double_quant` one of 8, and one of 32 for 256 of those; one of 32 a row of int8.
-    """
+    """Bits of all weights as they will be stored, with their scales."""
     architecture = architecture_of(str(model.config.model_type), job.architectures or None)
     layers = linear_layers(model, architecture)
     packed = {f"{name}.weight" for module in options.modules for name in layers[module]}
     saved = getattr(model.config, "dtype", None)
     names = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0}
     whole = names[options.compute_dtype if options.compute_dtype != "auto" else str(saved or "float32").split(".")[-1]]
-    few = 4 + 8 / 64 + 32 / (64 * 256) if options.double_quant else 4 + 32 / 64
-    total = 0.0
-    for name, parameter in model.named_parameters():
-        if name not in packed:
-            total += whole * parameter.numel()
-        elif options.quantization == "int8":
-            total += 8 * parameter.numel() + 32 * parameter.shape[0]
-        else:
-            total += few * parameter.numel()
-    return total
+    return sum(
+        packed_bits(parameter.shape, options.quantization, double_quant=options.double_quant)
+        if name in packed
+        else whole * parameter.numel()
+        for name, parameter in model.named_parameters()
+    )
 
 
 def uneven_layers(model: PreTrainedModel, job: RecipeJob, options: QuantizeOptions) -> dict[str, list[str]]:

@@ -20,6 +20,7 @@ from mhe_hf.training.fitting import (
     quiet_transformers,
     result_of,
 )
+from mhe_hf.training.memory import packed_bits
 from mhe_hf.training.targets import choose_targets, linear_layers
 
 if TYPE_CHECKING:
@@ -149,19 +150,18 @@ def frozen_bytes(
 ) -> float:
     """Memory of the weights that are not trained: linear layers of quantised modules in few bits, the rest whole."""
     whole = 32.0 if frozen_dtype(schedule) == "float32" else 16.0
-    few = _bits_of(quantization)
     modules = quantization.get("quantized_modules", ())
     assert isinstance(modules, tuple)
     layers = linear_layers(model, architecture) if modules else {}
     packed = {f"{name}.weight" for module in modules for name in layers[module]}
-    frozen = ((name, parameter.numel()) for name, parameter in model.named_parameters() if not parameter.requires_grad)
-    return sum(count * (few if name in packed else whole) for name, count in frozen) / 8
-
-
-def _bits_of(quantization: Mapping[str, object]) -> float:
-    """Bits of a quantised weight with its share of the scales: one of 32 bits for 64 weights, or with `double_quant`
-    one of 8 bits, and one of 32 for 256 of those.
-    """
-    if quantization.get("quantization") == "int8":
-        return 8.0
-    return 4 + 8 / 64 + 32 / (64 * 256) if quantization.get("double_quant") else 4 + 32 / 64
+    kind, double_quant = str(quantization.get("quantization")), bool(quantization.get("double_quant"))
+    return (
+        sum(
+            packed_bits(parameter.shape, kind, double_quant=double_quant)
+            if name in packed
+            else whole * parameter.numel()
+            for name, parameter in model.named_parameters()
+            if not parameter.requires_grad
+        )
+        / 8
+    )

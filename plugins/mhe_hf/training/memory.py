@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mhe_hf.training.options import TrainingOptions
+
+
+def packed_bits(shape: Sequence[int], quantization: str, *, double_quant: bool) -> float:
+    """Bits of a matrix of shape (outputs, inputs) in `nf4`, `fp4` or `int8`, its scales included.
+
+    A scale has 32 bits and is for 64 weights of nf4 and fp4, for an output of int8; with `double_quant` it has 8, and
+    256 scales share one of 32 (Dettmers et al., QLoRA, section 3).
+    """
+    weights = math.prod(shape)
+    if quantization == "int8":
+        return 8 * weights + 32 * shape[0]
+    return weights * (4 + (8 / 64 + 32 / (64 * 256) if double_quant else 32 / 64))
 
 
 def what_to_lower(options: TrainingOptions, error: BaseException) -> str:
