@@ -173,12 +173,11 @@ def test_what_ended_before_another_model_failed_is_shown(mhe, tmp_path):
     assert json.loads(with_json.stdout)["error"]["exit_code"] == 2
 
 
-def test_one_setting_given_in_two_ways_is_a_mistake(mhe):
-    done = mhe(
-        "eval", "--model", "scripted", "--task", "phantom-vqa", "--batch-size", "2", "--set", "backend.batch_size=4"
-    )
+@pytest.mark.parametrize("call", [["eval", "--model", "scripted", "--batch-size", "2"], ["bench-model", "scripted"]])
+def test_one_setting_given_in_two_ways_is_a_mistake(mhe, call):
+    done = mhe(*call, "--task", "phantom-vqa", "--set", "backend.batch_size=4")
     assert done.returncode == 2
-    assert "give one of them" in done.stderr
+    assert "give --batch-size alone" in done.stderr
 
 
 def test_a_partial_run_is_3(mhe):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -506,6 +507,11 @@ def test_calls_that_do_not_fit_are_refused(arguments, told, tmp_path):
 
 
 def test_work_that_another_process_removes_meanwhile_is_passed_over(tmp_path, monkeypatch):
-    gone = tmp_path / ".work" / "abc" / "step.json"
-    monkeypatch.setattr(Path, "glob", lambda *_: iter([gone]))
-    _remove_stale_work(None, StepPlace(directory=tmp_path))
+    gone, stale = (tmp_path / ".work" / name / "step.json" for name in ("abc", "old"))
+    stale.parent.mkdir(parents=True)
+    stale.write_text(json.dumps({"name": "mine", "seed": 0}), encoding="utf-8")
+    monkeypatch.setattr(Path, "glob", lambda *_: iter([gone, stale]))
+    plan = SimpleNamespace(step=SimpleNamespace(name="mine", seed=0))
+    _remove_stale_work(plan, StepPlace(directory=tmp_path))
+    assert not stale.parent.exists(), "the one after it is still removed"
+    assert not gone.parent.exists()

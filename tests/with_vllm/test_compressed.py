@@ -21,6 +21,18 @@ def prune(twin, folder, **settings):
     return base, run_step(open_catalog(), cases.step_on(base, **settings), cases.place_at(folder))
 
 
+def assert_answers_alike(folder, whole):
+    """vLLM answers as transformers does, and otherwise than the model that the one in `folder` was made from."""
+    asked = requests_of("phantom-vqa", QUESTIONS, max_new_tokens=12)
+    expected = hf_answers(folder, asked, image_processor="torchvision")
+    of_whole = hf_answers(whole, asked, image_processor="torchvision")
+    changed = sum(alike(expected[name]) != alike(of_whole[name]) for name in expected)
+    assert changed > QUESTIONS // 2, "it answers as the whole model does, so this would show nothing"
+    with vllm(folder, image_processor="torchvision") as backend:
+        found = answers(backend, asked)
+    assert {name: alike(r) for name, r in found.items()} == {name: alike(r) for name, r in expected.items()}
+
+
 # Grouped queries in the second: equally many heads leave every group.
 @pytest.mark.parametrize(
     ("twin", "settings"),
@@ -33,15 +45,7 @@ def prune(twin, folder, **settings):
 def test_a_plain_pruned_model_answers_alike(twin, settings, tmp_path):
     base, done = prune(twin, tmp_path, **settings)
     assert "vllm" in done.checkpoint.loads_in
-    folder = Path(done.model.location)
-    asked = requests_of("phantom-vqa", QUESTIONS, max_new_tokens=12)
-    expected = hf_answers(folder, asked, image_processor="torchvision")
-    whole = hf_answers(base, asked, image_processor="torchvision")
-    changed = sum(alike(expected[name]) != alike(whole[name]) for name in expected)
-    assert changed > QUESTIONS // 2, "pruning hardly changes anything, so this would show nothing"
-    with vllm(folder, image_processor="torchvision") as backend:
-        found = answers(backend, asked)
-    assert {name: alike(r) for name, r in found.items()} == {name: alike(r) for name, r in expected.items()}
+    assert_answers_alike(Path(done.model.location), base)
 
 
 def test_a_class_of_ours_is_refused(tmp_path):
@@ -67,11 +71,4 @@ def test_a_distilled_student_of_fewer_layers_answers_alike(tmp_path, monkeypatch
     folder = Path(done.model.location)
     layers = [distill_cases.configuration_of(place)["text_config"]["num_hidden_layers"] for place in (whole, folder)]
     assert layers == [3, 2]
-    asked = requests_of("phantom-vqa", QUESTIONS, max_new_tokens=12)
-    expected = hf_answers(folder, asked, image_processor="torchvision")
-    of_whole = hf_answers(whole, asked, image_processor="torchvision")
-    changed = sum(alike(expected[name]) != alike(of_whole[name]) for name in expected)
-    assert changed > QUESTIONS // 2, "the student answers as its teacher, so this would show nothing"
-    with vllm(folder, image_processor="torchvision") as backend:
-        found = answers(backend, asked)
-    assert {name: alike(r) for name, r in found.items()} == {name: alike(r) for name, r in expected.items()}
+    assert_answers_alike(folder, whole)

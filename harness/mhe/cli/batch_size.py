@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+from mhe.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 AUTO = "auto"
 
@@ -24,3 +31,9 @@ class BatchSize(click.ParamType[int | str]):
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 - as click has it
         """As the help shows it."""
         return self.name
+
+
+def refuse_batch_size_in(backend_options: Mapping[str, object]) -> None:
+    """Raise `UserError` where the backend's options name a batch size as well."""
+    if "batch_size" in backend_options:
+        raise UserError("--batch-size and --set backend.batch_size are one setting: give --batch-size alone.")

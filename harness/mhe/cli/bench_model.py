@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mhe.cli.batch_size import BatchSize
+from mhe.cli.batch_size import BatchSize, refuse_batch_size_in
 from mhe.cli.completion import complete_backend, complete_model, complete_task
 from mhe.cli.evaluate import default_runs_dir
 from mhe.cli.main import catalog_of, say
@@ -108,6 +108,7 @@ def bench_model(
         os.environ["HF_HUB_OFFLINE"] = "1"
     catalog = catalog_of(ctx)
     chosen = parse_settings(settings, ("generation", "backend"))
+    refuse_batch_size_in(chosen["backend"])
     if max_new_tokens is not None:
         chosen["generation"]["max_new_tokens"] = max_new_tokens
     runs = runs_dir or default_runs_dir()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mhe.cli.batch_size import BatchSize
+from mhe.cli.batch_size import BatchSize, refuse_batch_size_in
 from mhe.cli.completion import complete_backend, complete_model, complete_profile, complete_task
 from mhe.cli.main import catalog_of, say
 from mhe.cli.progress import ProgressLine
@@ -108,8 +108,7 @@ def evaluate_command(
     catalog = catalog_of(ctx)
     chosen = parse_settings(settings, ("generation", "backend", "metrics"))
     if batch_size is not None:
-        if "batch_size" in chosen["backend"]:
-            raise UserError("--batch-size and --set backend.batch_size are one setting: give one of them.")
+        refuse_batch_size_in(chosen["backend"])
         chosen["backend"]["batch_size"] = batch_size
     base = RunOptions(
         runs_dir=runs_dir or default_runs_dir(),
@@ -128,18 +127,26 @@ def evaluate_command(
         command=portable_command(["mhe", *sys.argv[1:]]),
     )
     seed_list = range(seeds) if seeds is not None else (seed,)
-    summaries = {name: profile.summary for name, profile in catalog.profiles.items()}
-    outcomes: list[RunOutcome] = []
-    try:
-        outcomes.extend(_run_all(catalog, models, tasks, seed_list, backend, checkpoints_dir, base))
-    except BaseException:
-        # What the models before have come to is not lost with the one that failed; half a JSON document is none.
-        if outcomes and not as_json:
-            _show(outcomes, summaries, as_json=False)
-        raise
-    _show(outcomes, summaries, as_json=as_json)
+    running = _run_all(catalog, models, tasks, seed_list, backend, checkpoints_dir, base)
+    outcomes = _shown(catalog, running, as_json=as_json)
     is_whole = all(o.record.status == "complete" and not uncomputed(o.record.metrics) for o in outcomes)
     return 0 if is_whole else PARTIAL
+
+
+def _shown(catalog: Catalog, outcomes: Iterator[RunOutcome], *, as_json: bool) -> list[RunOutcome]:
+    """The outcomes when all are there, shown; where one fails, those before are shown all the same."""
+    summaries = {name: profile.summary for name, profile in catalog.profiles.items()}
+    found: list[RunOutcome] = []
+    try:
+        # One after the other, so that what came before a failure is in the list.
+        found.extend(outcomes)
+    except BaseException:
+        # Half a JSON document is none.
+        if found and not as_json:
+            _show(found, summaries, as_json=False)
+        raise
+    _show(found, summaries, as_json=as_json)
+    return found
 
 
 def default_runs_dir() -> Path:
